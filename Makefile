@@ -1,0 +1,75 @@
+# Needs make and Python 3.11+ only; uv is used where it is installed, because it is faster.
+# Every target sets up .venv by itself, and again only when the lock file has changed.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# The first interpreter that is 3.11 or newer; override with `make PYTHON=...`.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+UV := $(shell command -v uv 2>/dev/null)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help demo test check lint types unit integration wheel-test lock clean
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 found; install one or pass PYTHON=/path/to/python3.11" >&2; exit 1; }
+ifneq ($(UV),)
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps -e .
+else
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+endif
+	touch $@
+
+demo: $(STAMP) ## the product on real input: make demo ARGS="--part replay"
+	$(BIN)/bandit-streams demo $(ARGS)
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy --strict
+
+unit: $(STAMP) ## tests that need no broker
+	$(BIN)/python -m pytest -m "not integration and not chaos"
+
+check: lint types unit ## lint, types and unit tests: what to run before a commit
+
+integration: $(STAMP) ## every test but chaos, on a real Kafka, with coverage
+	$(BIN)/python -m pytest -m "not chaos" --cov --cov-report=term
+
+wheel-test: $(STAMP) ## build the wheel, install it alone in a fresh venv, test that
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel . >build/wheel/build.log || { cat build/wheel/build.log; exit 1; }
+ifneq ($(UV),)
+	$(UV) venv --quiet --python $(PYTHON) build/wheel/venv
+	$(UV) pip install --quiet --python build/wheel/venv/bin/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python build/wheel/venv/bin/python --no-deps build/wheel/*.whl
+else
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps build/wheel/*.whl
+endif
+	cp -r tests pyproject.toml build/wheel/
+	cd build/wheel && PYTHONSAFEPATH=1 venv/bin/bandit-streams --help >/dev/null
+	cd build/wheel && PYTHONSAFEPATH=1 venv/bin/python -m pytest tests/wheel tests/bandit_core
+
+test: lint types integration wheel-test ## everything CI runs
+
+lock: ## re-make requirements.lock (needs uv)
+	@test -n "$(UV)" || { echo "make lock: needs uv; the other targets do not" >&2; exit 1; }
+	$(UV) pip compile --universal --generate-hashes --python-version 3.11 --all-extras --upgrade --quiet \
+		--no-config --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		pyproject.toml -o requirements.lock
+
+clean: ## remove what the targets made
+	rm -rf .venv build dist .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The pipeline: events on Kafka in, traffic allocations out."""

@@ -1,0 +1,26 @@
+"""What must hold of an installation: run in the tree and, by `make wheel-test`, against the built wheel."""
+
+import subprocess
+import sys
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("package", ["bandit_core", "streams"])
+def test_package_is_importable_and_typed(package: str) -> None:
+    assert resources.files(package).joinpath("py.typed").is_file()
+
+
+def test_console_script_prints_its_help() -> None:
+    script = Path(sys.executable).with_name("bandit-streams")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
+
+
+def test_wheel_names_its_licence_and_python() -> None:
+    meta = metadata.metadata("bandit-streams")
+    assert meta["License-Expression"] == "Apache-2.0"
+    assert meta["Requires-Python"] == ">=3.11"
