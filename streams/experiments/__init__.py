@@ -1,0 +1,1 @@
+"""Experiment definitions: their types, validation, and the compacted topic that holds them."""
