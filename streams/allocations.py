@@ -1,12 +1,13 @@
 """Allocations: what the allocator publishes and edges read.
 
-What: the record of the topics ``allocation-log`` (every version ever published, ``version`` 0 because the record's
-offset there *is* the version) and ``allocations`` (compacted, ``version`` filled in; a tombstone for an archived
-experiment). JSON, keyed by experiment id. docs/allocations.md tells subscribers about every field.
+What: the record of the topics ``allocation-log`` (every version ever published, ``version`` 0 because the
+record's offset there *is* the version) and ``allocations`` (compacted, ``version`` filled in; a tombstone
+for an archived experiment). JSON, keyed by experiment id. docs/allocations.md tells subscribers about every
+field.
 
 Why bytes matter: `audit` computes every logged table again from its ``inputs`` and compares bytes, so equal
-tables must be equal bytes: fields in the order of the type, dictionaries sorted by key, floats as the shortest
-decimals that give the same double back, no NaN (it would read back as null).
+tables must be equal bytes: fields in the order of the type, dictionaries sorted by key, floats as the
+shortest decimals that give the same double back, no NaN (it would read back as null).
 
 Compatibility: fields are only ever added, with a default; readers ignore those that they do not know.
 
@@ -50,7 +51,7 @@ class ArmAllocation(Struct, frozen=True, kw_only=True):
 
 
 class Allocation(Struct, frozen=True, kw_only=True):
-    """One allocation table. ``version`` is the record's offset in allocation-log (0 inside the log itself)."""
+    """One allocation table. ``version`` is the record's offset in allocation-log (0 in the log itself)."""
 
     experiment_id: str
     version: int
@@ -96,8 +97,8 @@ def encode_allocation(allocation: Allocation) -> bytes:
                 )
         if not all(map(math.isfinite, arm.interval)):
             raise ValueError(
-                f"interval of arm {arm.arm_id!r} of experiment {allocation.experiment_id!r} is {arm.interval};"
-                " only finite numbers can be published"
+                f"interval of arm {arm.arm_id!r} of experiment {allocation.experiment_id!r} is"
+                f" {arm.interval}; only finite numbers can be published"
             )
     return _encoder.encode(allocation)
 
@@ -123,6 +124,6 @@ def decode_allocation(raw: bytes, *, where: str = "allocations") -> Allocation:
         raise RecordError(
             f"allocation does not decode: {error}",
             where=where,
-            action="the last good allocation stays in force; check that writer and reader are of versions that"
-            " go together",
+            action="the last good allocation stays in force; check that writer and reader are of versions"
+            " that go together",
         ) from error

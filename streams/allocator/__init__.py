@@ -1,1 +1,1 @@
-"""See the modules."""
+"""The allocator: counts and definitions in, allocations out."""
