@@ -11,8 +11,8 @@ boundary passes them: absorbing a record of an open hour is storing it, and the 
 boundary exist once, as running totals. A record of an hour already summed is corrected in place by what it
 said before.
 
-Cost, for a records of an experiment and k arms: absorb O(k); moving the boundary forward O(k) for each record that it
-passes, once; an earlier boundary than before O(a k), from the packed records.
+Cost, for a records of an experiment and k arms: absorb O(k); moving the boundary forward O(k) for each
+record that it passes, once; an earlier boundary than before O(a k), from the packed records.
 """
 
 import heapq
