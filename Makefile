@@ -65,11 +65,12 @@ endif
 
 test: lint types integration wheel-test ## everything CI runs
 
-lock: ## re-make requirements.lock (needs uv)
+lock: $(STAMP) ## re-make requirements.lock (needs uv) and the list of Kafka jars
 	@test -n "$(UV)" || { echo "make lock: needs uv; the other targets do not" >&2; exit 1; }
 	$(UV) pip compile --universal --generate-hashes --python-version 3.11 --all-extras --upgrade --quiet \
 		--no-config --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		pyproject.toml -o requirements.lock
+	$(BIN)/python -m streams.embedded.jars
 
 clean: ## remove what the targets made
 	rm -rf .venv build dist .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis

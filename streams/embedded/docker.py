@@ -1,6 +1,8 @@
 """Apache Kafka's official image in a container, where a Docker engine answers."""
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -54,6 +56,9 @@ def docker_kafka(report: Callable[[str], None]) -> Iterator[str | None]:
 
 def engine_answers() -> bool:
     """Whether testcontainers is installed and a Docker engine takes commands."""
+    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if address.startswith("unix://") and not _takes_connections(address.removeprefix("unix://")):
+        return False  # without loading the libraries: the usual case, and they leave the failed socket open
     try:
         import docker  # noqa: PLC0415  (optional, and slow to import)
         import testcontainers.core  # noqa: F401, PLC0415
@@ -69,3 +74,13 @@ def engine_answers() -> bool:
         return False
     finally:
         client.close()
+
+
+def _takes_connections(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(3)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
