@@ -15,7 +15,7 @@ is one plan for each experiment and segment.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from bandit_core.assignment import Assigner
 from bandit_core.shares import Shares
@@ -35,11 +35,10 @@ from streams.edge.decision import (
     HOLDOUT,
     Decision,
 )
-from streams.experiments.definition import ExperimentRecord, Feature
+from streams.experiments.definition import ExperimentRecord
+from streams.join.segments import Segmenter
 
-__all__ = ["DecisionTable", "SegmentOf", "assigner_from_allocation"]
-
-SegmentOf = Callable[[tuple[Feature, ...], Mapping[str, str] | None], str]
+__all__ = ["DecisionTable", "assigner_from_allocation"]
 
 _NOT_LIVE = {
     "draft": DEFAULT_DRAFT,
@@ -91,10 +90,10 @@ class _Plan:
         "arm_ids",
         "assigner",
         "default_arm",
-        "features",
         "fixed_reason",
         "interval_id",
         "published_ms",
+        "segmenter",
         "segments",
         "stopped",
         "version",
@@ -117,7 +116,7 @@ class _Plan:
         self.arm_ids: tuple[str, ...] = ()
         self.assigner: Assigner | None = None
         self.segments: dict[str, Assigner] = {}
-        self.features: tuple[Feature, ...] = ()
+        self.segmenter = Segmenter(())
         self.stopped: frozenset[str] = frozenset()
         if allocation is None:
             self.fixed_reason = self.fixed_reason or DEFAULT_MISSING
@@ -135,7 +134,7 @@ class _Plan:
             self.stopped = frozenset(arm.arm_id for arm in record.arms if arm.status in _OUT_OF_TRAFFIC)
         versions = [v for v in record.versions if v.version == allocation.definition_version]
         if allocation.segments and versions:
-            self.features = versions[0].features
+            self.segmenter = Segmenter(versions[0].features)
             for segment in allocation.segments:
                 assigner = assigner_from_allocation(allocation, segment)
                 if assigner is not None:
@@ -167,8 +166,6 @@ class DecisionTable:
         An allocation published longer ago than this is stale: the default arm is served.
     clock_ms
         Milliseconds since the epoch, on the clock that publication times are on.
-    segment_of
-        Turns a context into the name of its segment.
 
     Attributes
     ----------
@@ -178,14 +175,13 @@ class DecisionTable:
         Allocations that came with a version not greater than the one held.
     """
 
-    def __init__(self, *, max_age_ms: int, clock_ms: Callable[[], int], segment_of: SegmentOf) -> None:
+    def __init__(self, *, max_age_ms: int, clock_ms: Callable[[], int]) -> None:
         if max_age_ms <= 0:
             raise ValueError(f"max_age_ms: {max_age_ms} is not positive: every allocation would be stale")
         self.decided: Counter[str] = Counter()
         self.ignored_allocations = 0
         self._max_age_ms = max_age_ms
         self._clock_ms = clock_ms
-        self._segment_of = segment_of
         self._plans: dict[str, _Plan] = {}
         self._records: dict[str, ExperimentRecord] = {}
         self._allocations: dict[str, tuple[Allocation, int]] = {}
@@ -262,7 +258,7 @@ class DecisionTable:
         segment = ""
         assigner = plan.assigner
         if plan.segments:
-            segment = self._segment_of(plan.features, context)
+            segment = plan.segmenter.segment(context)[0]
             found = plan.segments.get(segment)
             if found is None:
                 segment = ""

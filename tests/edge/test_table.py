@@ -1,7 +1,7 @@
 """The decision table: which record decides, what happens without one, and how units move."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -30,11 +30,6 @@ class Clock:
         return self.now_ms
 
 
-def country_segment(features: tuple[Feature, ...], context: Mapping[str, str] | None) -> str:
-    level = (context or {}).get("country", "other")
-    return f"country={level if level in features[0].levels else 'other'}"
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -42,7 +37,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def table(clock: Clock) -> DecisionTable:
-    return DecisionTable(max_age_ms=MAX_AGE_MS, clock_ms=clock, segment_of=country_segment)
+    return DecisionTable(max_age_ms=MAX_AGE_MS, clock_ms=clock)
 
 
 def arms(table: DecisionTable, units: list[str] = UNITS) -> dict[str, str | None]:
@@ -250,7 +245,7 @@ def _unit_of(table: DecisionTable, arm_id: str) -> str:
 
 
 def fresh_table(allocation: Allocation) -> DecisionTable:
-    table = DecisionTable(max_age_ms=MAX_AGE_MS, clock_ms=Clock(), segment_of=country_segment)
+    table = DecisionTable(max_age_ms=MAX_AGE_MS, clock_ms=Clock())
     table.set_allocation(EXPERIMENT, allocation, 0)
     return table
 
