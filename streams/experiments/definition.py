@@ -1,12 +1,20 @@
 """The record of an experiment as it stands in the compacted topic ``experiments``.
 
-What decides counting is versioned (:class:`Counting`, each with ``effective_from_ms``); what decides allocation
-(:class:`Policy`, arms, shares, status) may change at any time and has a ``revision`` only.
+What decides counting is versioned (:class:`Counting`, each with ``effective_from_ms``); what decides
+allocation (:class:`Policy`, arms, shares, status) may change at any time and has a ``revision`` only.
+
+The topic's value is this record as JSON, its key the UTF-8 bytes of ``experiment_id``. Unknown fields are
+ignored and new ones have defaults, so that workers and edges of neighbouring releases read each other's
+records.
 """
 
+from bisect import bisect_right
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
+
+from streams.errors import RecordError
 
 RewardKind = Literal["conversion_after_display", "click", "conversion_after_click", "value"]
 TrialWindow = Literal["hour", "experiment", "exposure"]
@@ -26,7 +34,7 @@ class Reward(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Guardrail(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A metric watched, never optimised; ``margin`` is the relative harm against control that stops an arm."""
+    """A metric watched, never optimised; ``margin`` is the relative harm against control that is an alarm."""
 
     reward: Reward
     margin: float | None = None
@@ -40,7 +48,7 @@ class Feature(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Counting(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One version of what decides counting; it holds for exposures with ``timestamp >= effective_from_ms``."""
+    """One version of what decides counting; holds for exposures with ``timestamp >= effective_from_ms``."""
 
     version: int
     effective_from_ms: int
@@ -105,3 +113,59 @@ class ExperimentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     created_at_ms: int = 0
     updated_at_ms: int = 0
     description: str = ""
+
+    def arm(self, arm_id: str) -> Arm | None:
+        """Return the arm with this id, whatever its status; arms never vanish from a record."""
+        return next((arm for arm in self.arms if arm.arm_id == arm_id), None)
+
+
+_decoder = msgspec.json.Decoder(ExperimentRecord)
+_encoder = msgspec.json.Encoder(order="deterministic")
+
+
+def decode_record(experiment_id: str, value: bytes) -> ExperimentRecord:
+    """Read a record of the topic ``experiments``.
+
+    Raises
+    ------
+    RecordError
+        If it is not such a record, or its key names another experiment.
+    """
+    try:
+        record = _decoder.decode(value)
+    except ValueError as error:
+        raise RecordError(
+            f"not an experiment record: {error}",
+            where=f"experiment {experiment_id}",
+            action="apply its definition again with `bandit-streams experiments apply`",
+        ) from error
+    if record.experiment_id != experiment_id:
+        raise RecordError(
+            f"the key says {experiment_id!r}, the record {record.experiment_id!r}",
+            where=f"experiment {experiment_id}",
+            action="write records only through `bandit-streams experiments`",
+        )
+    return record
+
+
+def encode_record(record: ExperimentRecord) -> bytes:
+    """JSON of a record; equal records give equal bytes."""
+    return _encoder.encode(record)
+
+
+def bind(record: ExperimentRecord, timestamp_ms: int) -> Counting | None:
+    """Return the counting version that holds for an exposure of this time.
+
+    It is the last of those with ``effective_from_ms <= timestamp_ms``, in the order of versions, which is
+    also the order of their times. A paused or completed experiment still counts; an archived one is for the
+    caller to leave out.
+
+    Returns
+    -------
+    Counting or None
+        ``None`` if the experiment is a draft or the exposure is older than its first version (``not_live``).
+    """
+    if record.status == "draft":
+        return None
+    found = bisect_right(record.versions, timestamp_ms, key=lambda version: version.effective_from_ms)
+    return record.versions[found - 1] if found else None
