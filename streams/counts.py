@@ -69,7 +69,7 @@ class CountsRecord(NamedTuple):
 
 
 class ProgressRecord(NamedTuple):
-    """All that is dated before ``watermark_ms`` in this source partition was counted and published before it."""
+    """All that is dated before ``watermark_ms`` in this source partition was counted and published first."""
 
     order: Order
     watermark_ms: int

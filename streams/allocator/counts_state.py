@@ -319,6 +319,13 @@ class CountsState:
             if name.version == version and name.metric == metric and any(total)
         }
 
+    def first_hour(self, experiment_id: str) -> int | None:
+        """First bucket with a record of the experiment; None if there is none. O(its records)."""
+        experiment = self._experiments.get(experiment_id)
+        if experiment is None:
+            return None
+        return min(bucket for bucket, _ in experiment.records)
+
     def last_hour(self, experiment_id: str) -> int | None:
         """Hour of the newest thing counted for the experiment, in any view and group; None if there is none.
 

@@ -138,7 +138,7 @@ def test_trials_count_by_exposure_and_successes_by_conversion_hour() -> None:
     assert state.as_of("e", 1, "click", 12) == {"a": ArmCounts(100, 1, 1_000_000, 10**12)}
     assert state.as_of("e", 1, "click", 13) == {"a": ArmCounts(100, 5, 5_000_000, 5 * 10**12)}
     assert state.as_of("e", 1, "click", 11) == {"a": ArmCounts(100, 1, 1_000_000, 10**12)}, "and back again"
-    assert state.last_hour("e") == 12
+    assert (state.first_hour("e"), state.last_hour("e")) == (10, 12)
 
 
 @pytest.mark.parametrize("hour", [0, 20])
@@ -197,4 +197,5 @@ def test_what_does_not_decode_leaves_what_was_known() -> None:
             state.absorb(raw_key, raw_value)
     assert state.as_of("e", 1, "click", 11)["a"].trials == 7
     assert state.last_hour("nobody") is None
+    assert state.first_hour("nobody") is None
     assert state.as_of("nobody", 1, "click", 11) == {}
