@@ -1,0 +1,1 @@
+"""What runs in a join worker: the agent, an owner task a partition, and what they publish."""

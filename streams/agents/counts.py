@@ -1,0 +1,159 @@
+"""From a partition's database to the topic ``counts``: changed cells, then how far the partition has got.
+
+A counts record holds all cells of one experiment and bucket, read from the database when it is published,
+so many batches between two publications cost one record. Its order (journal id, claim, journal offset) is
+the head's at that moment; the progress record goes out after the cells are acknowledged and carries the
+watermark of the same moment, so whoever has read it has read every cell dated before it.
+
+Nothing is remembered on disk: after a claim everything is published once, which also mends what a crash
+left out.
+
+Cost: one range read and one record for each changed (experiment, bucket) and publication.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from streams.counts import (
+    CountsKey,
+    CountsRecord,
+    Order,
+    ProgressRecord,
+    encode_counts,
+    encode_key,
+    encode_progress,
+)
+from streams.join.cells import bucket_prefix, decode_cell, decode_key
+from streams.metrics import Metrics
+from streams.partitioning import partition_of
+from streams.state.partition import CELL, Partition
+
+__all__ = ["CountsPublisher"]
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT = 1000
+Group = tuple[str, int]  # experiment_id, bucket
+
+
+class CountsPublisher:
+    """Publishes one partition's cells and progress.
+
+    Parameters
+    ----------
+    number
+        The source partition.
+    partition
+        Its database.
+    producer
+        An idempotent producer with acks=all, shared by the worker.
+    topic, n_partitions
+        The counts topic and its partition count.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        partition: Partition,
+        producer: AIOKafkaProducer,
+        *,
+        topic: str,
+        n_partitions: int,
+        metrics: Metrics,
+    ) -> None:
+        self._number = number
+        self._partition = partition
+        self._producer = producer
+        self._topic = topic
+        self._n_partitions = n_partitions
+        self._metrics = metrics
+        self._dirty: set[Group] = set()
+        self._published_ms: int | None = None
+
+    def mark(self, cell_keys: Iterable[bytes]) -> None:
+        """Note that these cells (encoded keys) have changed."""
+        for raw in cell_keys:
+            key = decode_key(raw)
+            self._dirty.add((key.experiment_id, key.bucket))
+        self._metrics.counts_dirty_cells.labels(partition=str(self._number)).set(len(self._dirty))
+
+    def mark_all(self) -> None:
+        """Note that everything is to be published again: after a claim nobody knows what was."""
+        self.mark(key for key, _ in self._partition.cells())
+        self._published_ms = None
+
+    async def flush(self) -> None:
+        """Publish what has changed, then the progress; on an error the rest stays to be published.
+
+        Raises
+        ------
+        KafkaError
+            If a record was not acknowledged.
+        """
+        head = self._partition.head
+        watermark_ms = head.watermark_ms()
+        if not self._dirty and watermark_ms == self._published_ms:
+            return
+        order = Order(head.journal_id, head.claim, head.journal_offset)
+        groups, self._dirty = self._dirty, set()
+        left = set(groups)
+        try:
+            await self._publish_cells(sorted(groups), left, order)
+            if watermark_ms is not None and watermark_ms != self._published_ms:
+                await self._publish_progress(ProgressRecord(order, watermark_ms))
+                self._published_ms = watermark_ms
+        except BaseException:
+            self._dirty |= left
+            raise
+        self._metrics.counts_dirty_cells.labels(partition=str(self._number)).set(len(self._dirty))
+
+    async def _publish_cells(self, groups: list[Group], left: set[Group], order: Order) -> None:
+        # All values are read before the first await, so that they stand at ``order`` and no later batch is
+        # in them.
+        records = [(group, *self._record(group, order)) for group in groups]
+        for first in range(0, len(records), IN_FLIGHT):
+            part = records[first : first + IN_FLIGHT]
+            sent = [
+                await self._producer.send(
+                    self._topic, value, key, partition=partition_of(group[0].encode(), self._n_partitions)
+                )
+                for group, key, value in part
+            ]
+            await asyncio.gather(*sent)
+            left.difference_update(group for group, _, _ in part)
+            self._metrics.counts_published_total.inc(len(part))
+
+    def _record(self, group: Group, order: Order) -> tuple[bytes, bytes | None]:
+        cells = {
+            decode_key(raw[1:]): decode_cell(value)
+            for raw, value in self._partition.scan(CELL + bucket_prefix(*group))
+        }
+        key = CountsKey(group[0], self._number, group[1])
+        return encode_key(key), encode_counts(key, CountsRecord(order, cells)) if cells else None
+
+    async def _publish_progress(self, progress: ProgressRecord) -> None:
+        key, value = encode_key(CountsKey("", self._number, 0)), encode_progress(progress)
+        sent = [
+            await self._producer.send(self._topic, value, key, partition=number)
+            for number in range(self._n_partitions)
+        ]
+        await asyncio.gather(*sent)
+
+    async def run(self, interval_s: float) -> None:
+        """Publish every ``interval_s`` until cancelled; errors of Kafka are retried at the next turn."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self.flush()
+            except KafkaError as error:
+                log.warning(
+                    "partition %d: counts not published to %s (%r); tried again in %.1f s",
+                    self._number,
+                    self._topic,
+                    error,
+                    interval_s,
+                )

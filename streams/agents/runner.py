@@ -1,0 +1,443 @@
+"""The owner task of one source partition: claim, then batch after batch from chunk to counts.
+
+Order of one batch: records at or above the journal's position -> step (pure) -> re-routes acknowledged ->
+journal record acknowledged and applied -> dead letters and counts follow in tasks of their own. Whatever
+goes wrong before the journal's acknowledgement changes nothing; after it, everything else can be had again
+from the database.
+
+Positions: the journal's are the truth. A chunk that starts later than the position has a lost chunk before
+it: seek back. One that was fetched before a seek has an older epoch: drop it. Records below the position
+are skipped. A chunk lost with nothing behind it is found by comparing, while idle, how far the consumer has
+fetched with the position.
+
+Cost per batch: one await for the journal; everything else is the step's.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from faust.types import TP
+
+from streams.agents.context import SOURCES, JoinContext
+from streams.agents.counts import CountsPublisher
+from streams.agents.progress import Progress
+from streams.agents.source import Record, explained
+from streams.agents.verdicts import VerdictEmitter
+from streams.errors import Retry, Stop
+from streams.events import decode_conversion, decode_exposure
+from streams.join.step import Batch, SourceRecord, StepResult, run_step
+from streams.metrics import PartitionState
+from streams.state.errors import JournalDiverged
+from streams.state.owner import Committed, Fenced, Owner, Redo, TooLarge
+from streams.state.partition import Partition
+from streams.transport import Chunk
+
+__all__ = ["PartitionRunner"]
+
+log = logging.getLogger(__name__)
+
+QUEUED_CHUNKS = 4  # of both topics, before the partition is left out of fetches
+TICK_S = 0.2
+LOST_AFTER_S = 3.0
+RETRY_S = 0.5
+SWEEP_EVERY_BATCHES = 4
+SWEEP_STEP_BYTES = 1 << 20
+
+
+class _Rewind(Exception):
+    """Go back to the journal's positions and forget the chunks in hand."""
+
+
+class _Lost(Exception):
+    """The partition has another owner now."""
+
+
+class PartitionRunner:
+    """Owns one partition from its claim until it is stopped or fenced.
+
+    Parameters
+    ----------
+    number
+        The source partition.
+    partition
+        Its open database.
+    owner
+        The protocol over its journal.
+    context
+        What all owner tasks of the worker share.
+    generation
+        The group's generation in which the partition was assigned.
+    """
+
+    def __init__(
+        self, number: int, partition: Partition, owner: Owner, context: JoinContext, generation: int
+    ) -> None:
+        self.number = number
+        self.name = f"partition-{number}"
+        self.partition = partition
+        self.owner = owner
+        self.progress = Progress(number, partition, context)
+        self._context = context
+        self._generation = generation
+        self._tps = {topic: TP(context.topic_names[topic], number) for topic in SOURCES}
+        self._logical = {name: topic for topic, name in context.topic_names.items()}
+        self._epochs: Mapping[TP, int] = {}
+        self._chunks: asyncio.Queue[Chunk] = asyncio.Queue()
+        self._stopping = asyncio.Event()
+        self._last_chunk_s = time.monotonic()
+        self._batches = 0
+        self._counts = CountsPublisher(
+            number,
+            partition,
+            context.producer,
+            topic=context.settings.topic("counts"),
+            n_partitions=context.settings.counts_partitions,
+            metrics=context.metrics,
+        )
+        self._verdicts = VerdictEmitter(number, context.dead_letters, context.source, context.topic_names)
+        self._task: asyncio.Task[None] | None = None
+
+    # Life
+
+    def start(self) -> None:
+        """Begin: claim the partition, then process what is accepted."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=self.name)
+
+    async def stop(self, deadline_s: float) -> None:
+        """Finish the batch in hand, publish what it counted, and end; cancelled after ``deadline_s``."""
+        self._stopping.set()
+        if self._task is None:
+            return
+        _, running = await asyncio.wait([self._task], timeout=deadline_s)
+        if running:
+            log.warning(
+                "%s: not done within %.1f s; what is in hand is redone by the next owner",
+                self.name,
+                deadline_s,
+            )
+            self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def accept(self, chunk: Chunk) -> None:
+        """Take a chunk to process; never waits, asks the consumer to pause instead."""
+        self._chunks.put_nowait(chunk)
+        self._last_chunk_s = time.monotonic()
+        if self._chunks.qsize() >= QUEUED_CHUNKS:
+            self._set_busy(True)
+
+    def _set_busy(self, busy: bool) -> None:
+        for tp in self._tps.values():
+            self._context.consumer().set_busy(tp, busy)
+
+    async def _run(self) -> None:
+        context = self._context
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            context.metrics.set_partition_state(self.number, PartitionState.CLAIMING)
+            context.health.fail(
+                self.name, "the partition is being claimed", "wait; the log says what it waits for"
+            )
+            began_s = time.monotonic()
+            if not await self._become_owner():
+                return
+            create = asyncio.get_running_loop().create_task
+            tasks = [
+                create(self._counts.run(context.settings.counts_flush_ms / 1000), name=f"{self.name} counts"),
+                create(self._verdicts.run(), name=f"{self.name} dead letters"),
+            ]
+            for task in tasks:
+                task.add_done_callback(self._on_task_done)
+            await self._verdicts.put_pending(self.partition.pending_verdicts())
+            context.metrics.recovery_seconds.observe(time.monotonic() - began_s)
+            context.metrics.set_partition_state(self.number, PartitionState.ACTIVE)
+            log.info("%s: owned; %s", self.name, self.progress.describe())
+            await self._process_all()
+            await self._counts.flush()
+        except _Lost as lost:
+            log.warning("%s: fenced (%s); it waits for its next assignment", self.name, lost)
+            context.health.forget(self.name)
+        except Stop as error:
+            log.error("%s: stopped: %s", self.name, error)  # noqa: TRY400 - the error says what to do, a trace adds nothing
+            context.health.fail(self.name, str(error), "see the error; restart the worker when it is mended")
+        except JournalDiverged as error:
+            context.crash(error)
+        except Exception as error:
+            log.exception("%s: unexpected error", self.name)
+            context.crash(error)
+        finally:
+            self._set_busy(False)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.progress.report_statistics(self.owner)
+            context.metrics.set_partition_state(self.number, PartitionState.STOPPED)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: task %s failed", self.name, task.get_name(), exc_info=error)
+            self._context.crash(error)
+
+    # Becoming the owner
+
+    async def _become_owner(self) -> bool:
+        if not await self._again(claim=True):
+            return False
+        self._counts.mark_all()
+        return True
+
+    async def _again(self, *, claim: bool) -> bool:
+        """Check the ends of the sources and seek to the journal's positions, after a claim if one is due."""
+        while not self._stopping.is_set():
+            try:
+                if claim:
+                    await self._claim()
+                for topic in SOURCES:
+                    await self._check_source(topic)
+                await self._seek()
+            except JournalDiverged:
+                raise
+            except Retry as error:
+                self._context.health.fail(
+                    self.name, str(error), "check the brokers; it is tried again by itself"
+                )
+                log.warning("%s: not ready yet: %s", self.name, error)
+                await asyncio.sleep(RETRY_S)
+                claim = claim or not self.owner.active
+            else:
+                self._context.health.ok(self.name)
+                return True
+        return False
+
+    async def _claim(self) -> None:
+        remaining = self._context.metrics.recovery_records_remaining.labels(str(self.number))
+        claimed = await self.owner.claim(self._generation, on_progress=remaining.set)
+        remaining.set(0)
+        if isinstance(claimed, Fenced):
+            raise _Lost(claimed.reason)
+
+    async def _check_source(self, topic: str) -> None:
+        start, end = await self._context.source.bounds(self._context.topic_names[topic], self.number)
+        before = self.partition.head.log_start_skips.get(topic, 0)
+        while isinstance(outcome := await self.owner.check_source(topic, start, end), Redo):
+            pass
+        self._require_owned(outcome)
+        self.progress.count_log_start_skips(topic, before)
+
+    def _require_owned(self, outcome: object) -> None:
+        if isinstance(outcome, Fenced):
+            raise _Lost(outcome.reason)
+        if isinstance(outcome, Redo):
+            raise _Rewind(outcome.reason)
+
+    async def _seek(self) -> None:
+        while not self._chunks.empty():
+            self._chunks.get_nowait()
+        self._set_busy(False)
+        positions = self.partition.head.positions
+        with explained(self.name):
+            self._epochs = await self._context.consumer().seek_sources(
+                {tp: positions[topic] for topic, tp in self._tps.items()}
+            )
+        self._last_chunk_s = time.monotonic()
+
+    # Processing
+
+    async def _process_all(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                chunk = await self._next_chunk()
+                if chunk is not None:
+                    await self._process(chunk)
+                await self._between_batches(idle=chunk is None)
+            except _Rewind as reason:
+                log.info("%s: back to the journal's positions: %s", self.name, reason)
+                self._context.metrics.rewinds_total.inc()
+                await self._again(claim=False)
+            except JournalDiverged:
+                raise
+            except Retry as error:
+                log.warning("%s: %s; tried again in %.1f s", self.name, error, RETRY_S)
+                await asyncio.sleep(RETRY_S)
+                await self._again(claim=not self.owner.active)
+
+    async def _next_chunk(self) -> Chunk | None:
+        if self._chunks.empty():
+            try:
+                async with asyncio.timeout(TICK_S):
+                    chunk = await self._chunks.get()
+            except TimeoutError:
+                return None
+        else:
+            chunk = self._chunks.get_nowait()
+        if self._chunks.qsize() < QUEUED_CHUNKS:
+            self._set_busy(False)
+        return chunk
+
+    async def _process(self, chunk: Chunk) -> None:
+        if chunk.epoch != self._epochs[self._tps[self._logical[chunk.topic]]]:
+            return
+        topic = self._logical[chunk.topic]
+        self.progress.observe_end(topic, chunk.highwater)
+        position = self.partition.head.positions[topic]
+        if chunk.start > position:
+            raise _Rewind(f"{chunk.topic}: fetched from {chunk.start}, counted up to {position}")
+        records: Sequence[Record] = chunk.records
+        if chunk.start < position:
+            records = [record for record in records if record.offset >= position]
+            self.progress.count_skipped(topic, len(chunk.records) - len(records))
+        if records and records[0].offset > position:
+            position = await self._over_gap(topic, position)
+        settings = self._context.settings
+        first = 0
+        while first < len(records):
+            last = self._slice_end(records, first, settings.batch_max_records, settings.batch_max_bytes)
+            following = records[last].offset if last < len(records) else chunk.next
+            await self._commit(topic, records[first:last], following)
+            first = last
+            if self._stopping.is_set():
+                return
+        if not records and chunk.next > position:
+            await self._commit(topic, (), chunk.next)
+
+    @staticmethod
+    def _slice_end(records: Sequence[Record], first: int, max_records: int, max_bytes: int) -> int:
+        last, n_bytes = first, 0
+        for record in records[first : first + max_records]:
+            n_bytes += len(record.value or b"") + len(record.key or b"")
+            if n_bytes > max_bytes and last > first:
+                break
+            last += 1
+        return last
+
+    async def _over_gap(self, topic: str, position: int) -> int:
+        """Tell offsets that never held a record from records that retention has deleted."""
+        start, _ = await self._context.source.bounds(self._context.topic_names[topic], self.number)
+        if start > position:
+            before = self.partition.head.log_start_skips.get(topic, 0)
+            self._require_owned(await self.owner.skip(topic, start))
+            self.progress.count_log_start_skips(topic, before)
+        return self.partition.head.positions[topic]
+
+    async def _commit(self, topic: str, records: Sequence[Record], following: int) -> None:
+        context = self._context
+        while not await context.definitions_fresh():
+            if self._stopping.is_set():
+                return
+        batch = Batch(
+            topic=topic,
+            partition=self.number,
+            start=self.partition.head.positions[topic],
+            next=following,
+            records=[SourceRecord(r.offset, r.key, r.value, r.timestamp, r.headers) for r in records],
+        )
+        with self.progress.timed("step"):
+            result = await self._step(batch)
+        await self._reroute(topic, records, result.reroutes)
+        self.owner.dead_lettered(self._verdicts.through)
+        before = self.partition.head
+        with self.progress.timed("journal"):
+            outcome = await self.owner.commit(result, batch)
+        if isinstance(outcome, TooLarge):
+            await self._split(topic, records, following, outcome)
+            return
+        self._require_owned(outcome)
+        if isinstance(outcome, Committed):
+            self._batches += 1
+            self.progress.committed(before, result, len(records))
+            self._counts.mark(result.cells)
+            if result.verdicts:
+                by_offset = {record.offset: record for record in records}
+                await self._verdicts.put(outcome.offset, topic, result.verdicts, by_offset)
+
+    async def _split(self, topic: str, records: Sequence[Record], following: int, outcome: TooLarge) -> None:
+        if len(records) < 2:
+            raise Stop(
+                f"one source record makes {outcome.size_bytes} bytes of journal, the limit is {outcome.limit_bytes}",
+                where=f"{self._context.topic_names[topic]}[{self.number}] offset {following - 1}",
+                action="raise journal_max_message_bytes and the journal topic's max.message.bytes",
+            )
+        half = len(records) // 2
+        await self._commit(topic, records[:half], records[half].offset)
+        await self._commit(topic, records[half:], following)
+
+    async def _step(self, batch: Batch) -> StepResult:
+        context = self._context
+        context.sync_definitions()
+        result = self._run_step(batch, final=False)
+        if result.unknown_experiments:
+            await context.view.catch_up()
+            context.sync_definitions()
+            result = self._run_step(batch, final=True)
+        return result
+
+    def _run_step(self, batch: Batch, *, final: bool) -> StepResult:
+        partition, context = self.partition, self._context
+        return run_step(
+            batch,
+            partition.head,
+            context.definitions,
+            context.limits,
+            partition.get_units,
+            partition.get_cells,
+            final=final,
+        )
+
+    async def _reroute(self, topic: str, records: Sequence[Record], offsets: Sequence[int]) -> None:
+        if not offsets:
+            return
+        wanted = set(offsets)
+        decode: Any = decode_exposure if topic == "exposures" else decode_conversion
+        name = self._context.topic_names[topic]
+        await asyncio.gather(
+            *(
+                self._context.source.reroute(name, decode(record.value).unit_id, record)
+                for record in records
+                if record.offset in wanted
+            )
+        )
+        self._context.metrics.rerouted_total.labels(topic=topic).inc(len(wanted))
+
+    # Between batches
+
+    async def _between_batches(self, *, idle: bool) -> None:
+        if idle:
+            await self._find_lost_chunk()
+            await self._raise_idle()
+        self.progress.report(self.owner, waiting=not self._chunks.empty())
+        settings = self._context.settings
+        due = idle or self._batches % SWEEP_EVERY_BATCHES == 0
+        if due and self.owner.sweep_due(
+            now_ms=self._context.clock_ms(),
+            interval_ms=settings.sweep_interval_ms,
+            max_bytes=settings.sweep_max_bytes,
+        ):
+            before = self.partition.head
+            swept = await self.owner.sweep_step(max_bytes=SWEEP_STEP_BYTES)
+            self._require_owned(swept)
+            if not isinstance(swept, Fenced | Redo):
+                self._counts.mark(key for key, _ in swept.cells)
+                self._counts.mark(swept.dropped_cells)
+                self.progress.swept(before, swept)
+        if not idle:
+            await asyncio.sleep(0)
+
+    async def _find_lost_chunk(self) -> None:
+        if time.monotonic() - self._last_chunk_s < LOST_AFTER_S:
+            return
+        consumer = self._context.consumer()
+        for topic, tp in self._tps.items():
+            fetched = consumer.fetched_to(tp)
+            position = self.partition.head.positions[topic]
+            if fetched is None or fetched > position:
+                raise _Rewind(
+                    f"{tp.topic}: fetched up to {fetched}, counted up to {position}, nothing on its way"
+                )
+
+    async def _raise_idle(self) -> None:
+        for topic in SOURCES:
+            maximum_ms = self.progress.idle_maximum_ms(topic)
+            if maximum_ms is not None:
+                self._require_owned(await self.owner.raise_watermark(topic, maximum_ms))
