@@ -189,6 +189,12 @@ class Settings(BaseSettings):
     counts_flush_ms: int = Field(
         default=500, ge=10, description="How often changed cells go to the counts topic."
     )
+    session_timeout_ms: int = Field(
+        default=10_000,
+        ge=1000,
+        le=300_000,
+        description="A worker that is silent for this long loses its partitions to the others.",
+    )
     idle_after_ms: int = Field(
         default=30_000,
         ge=0,
