@@ -23,6 +23,7 @@ __all__ = ["LogReader", "Record", "Span"]
 
 IDLE_DEADLINE_S = 30.0
 POLL_MS = 500
+FETCH_WAIT_MS = 20  # a new read waits for the fetches of the one before it
 
 
 class Record(Protocol):
@@ -67,7 +68,10 @@ class LogReader:
 
     async def __aenter__(self) -> Self:
         consumer = AIOKafkaConsumer(
-            enable_auto_commit=False, auto_offset_reset="earliest", **self._settings.kafka_options()
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            **self._settings.kafka_options(),
         )
         try:
             await consumer.start()
