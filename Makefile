@@ -12,6 +12,10 @@ UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# --no-config, --no-emit-...: the lock files must not say where this machine gets its packages from.
+COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-config \
+	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
+
 .PHONY: help demo test check lint types unit integration wheel-test lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,11 +23,11 @@ help: ## this list
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 found; install one or pass PYTHON=/path/to/python3.11" >&2; exit 1; }
 ifneq ($(UV),)
-	$(UV) venv --quiet --clear --python $(PYTHON) .venv
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps -e .
 else
-	$(PYTHON) -m venv --clear .venv
+	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 endif
@@ -65,12 +69,12 @@ endif
 
 test: lint types integration wheel-test ## everything CI runs
 
-lock: $(STAMP) ## re-make requirements.lock (needs uv) and the list of Kafka jars
+lock: $(STAMP) ## re-make the lock files and the list of Kafka jars (needs uv)
 	@test -n "$(UV)" || { echo "make lock: needs uv; the other targets do not" >&2; exit 1; }
-	$(UV) pip compile --universal --generate-hashes --python-version 3.11 --all-extras --upgrade --quiet \
-		--no-config --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
-		pyproject.toml -o requirements.lock
-	$(BIN)/python -m streams.embedded.jars
+	$(COMPILE) --all-extras --upgrade pyproject.toml -o requirements.lock
+	$(COMPILE) --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
+	printf 'build\nhatchling\neditables\n' | $(COMPILE) --constraint requirements.lock - -o deploy/build.lock
+	$(BIN)/python -c "from streams.embedded.jars import pin; pin()"
 
 clean: ## remove what the targets made
 	rm -rf .venv build dist .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis

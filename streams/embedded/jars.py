@@ -6,7 +6,7 @@ checksum and writes straight to the final name, so that a download cut short wou
 after. Here a new folder is filled under a temporary name, every file is compared with the list, and only then
 is it renamed. Two processes that start at once are kept apart by a file lock; the second finds the work done.
 
-``python -m streams.embedded.jars`` makes the list again (`make lock` does) after `KAFKA_VERSION` has changed.
+`pin` makes the list again (`make lock` calls it) after `KAFKA_VERSION` has changed.
 Cost: 46 MB of downloads and disk, once a machine and version; afterwards one `stat`.
 """
 
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from streams.errors import BrokerUnavailable
 
-__all__ = ["KAFKA_VERSION", "Jar", "cache_root", "jars", "pinned"]
+__all__ = ["KAFKA_VERSION", "Jar", "cache_root", "jars", "pin", "pinned"]
 
 KAFKA_VERSION = "4.3.1"
 _ROOTS = (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4")
@@ -161,8 +161,8 @@ def _fetch(partial: Path, report: Callable[[str], None]) -> None:
             raise
 
 
-def _pin() -> None:
-    """Resolve the roots through Maven's graph and write the lock file again."""
+def pin() -> None:
+    """Resolve Kafka through Maven's graph and write the lock file again: what `make lock` calls."""
     import jgo  # noqa: PLC0415  (optional, and slow to import)
 
     found: dict[tuple[str, str], Jar] = {}
@@ -174,7 +174,3 @@ def _pin() -> None:
     head = "# The embedded Kafka's classpath: coordinate and SHA-256. Made by `make lock`; do not edit.\n"
     body = "".join(f"{j.group}:{j.artifact}:{j.version} {j.sha256}\n" for j in sorted(found.values()))
     _LOCK_FILE.write_text(head + body, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    _pin()
