@@ -1,1 +1,1 @@
-"""The join: pure attribution of conversions to exposures, unit state, and the batch step. No I/O, no clock."""
+"""The join: pure attribution of conversions to exposures, unit state, batch step. No I/O, no clock."""
