@@ -1,0 +1,413 @@
+"""Validation of experiment definitions.
+
+A document as its owner writes it becomes a :class:`Definition`, or is refused with all of its problems, each
+naming the path of the value and what to do.
+
+What an algorithm is called and which parameters it takes is asked of ``bandit_core``, never listed here.
+Whether a definition may replace the record that is there is another question: see
+``streams.experiments.changes``.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from bandit_core.policies import POLICIES, DefinitionError, policy_from_definition
+from streams.config import DAY_MS, HOUR_MS
+from streams.experiments.definition import (
+    ArmStatus,
+    Counting,
+    Factor,
+    Feature,
+    Guardrail,
+    Policy,
+    Prior,
+    Reward,
+    RewardKind,
+    Touch,
+    TrialWindow,
+)
+from streams.experiments.reader import Problems, Reader, format_duration, load_documents, read_instant_ms
+
+ARMS_MAX = 1000
+SEGMENTS_MAX = 1000
+LEVEL_MAX_CHARACTERS = 128
+OTHER_LEVEL = "other"
+ELIGIBLE: tuple[ArmStatus, ...] = ("incubating", "active")
+
+DocumentStatus = Literal["draft", "live", "paused"]
+
+
+class ArmEntry(Struct, frozen=True, kw_only=True):
+    """An arm as a document has it; ``status`` is ``None`` where the document does not say."""
+
+    arm_id: str
+    status: ArmStatus | None = None
+    levels: dict[str, str] = {}
+    content: str | None = None
+
+
+class Definition(Struct, frozen=True, kw_only=True):
+    """A valid definition document.
+
+    ``counting`` has version 0 and no time; both are given when the definition is applied. ``status`` and
+    ``effective_from_ms`` are ``None`` where the document does not say.
+    """
+
+    experiment_id: str
+    description: str
+    status: DocumentStatus | None
+    arms: tuple[ArmEntry, ...]
+    factors: tuple[Factor, ...]
+    control: str
+    default_arm: str | None
+    sticky: Literal["unit", "interval"]
+    counting: Counting
+    policy: Policy
+    effective_from_ms: int | None
+
+
+def parse_definitions(text: str, where: str = "definition") -> list[Definition]:
+    """Read every definition of a YAML or JSON text.
+
+    Parameters
+    ----------
+    text
+        One document, several separated by ``---``, or a JSON list of them.
+    where
+        File name for messages.
+
+    Raises
+    ------
+    DefinitionInvalid
+        With all problems of all documents, or if there is no document.
+    """
+    documents = load_documents(text, where)
+    problems = Problems()
+    if not documents:
+        problems.add("definition", "empty; write a mapping that begins with `id:`")
+    definitions = []
+    for index, document in enumerate(documents):
+        own = Problems()
+        definitions.append(_read_definition(document, own))
+        prefix = f"document {index + 1}: " if len(documents) > 1 else ""
+        problems.found += [prefix + problem for problem in own.found]
+    ids = [definition.experiment_id for definition in definitions]
+    for repeated in sorted({found for found in ids if found and ids.count(found) > 1}):
+        problems.add("id", f"{repeated} occurs in more than one document; keep one")
+    problems.raise_if_any(where)
+    return definitions
+
+
+def parse_definition(text: str, where: str = "definition") -> Definition:
+    """Read a text that has exactly one definition.
+
+    Raises
+    ------
+    DefinitionInvalid
+        With all problems, or if there are more definitions than one.
+    """
+    definitions = parse_definitions(text, where)
+    if len(definitions) > 1:
+        problems = Problems()
+        problems.add("definition", f"{len(definitions)} documents where one is expected")
+        problems.raise_if_any(where)
+    return definitions[0]
+
+
+def _read_definition(document: object, problems: Problems) -> Definition:
+    reader = Reader(document, "", problems)
+    experiment_id = reader.identifier("id") if isinstance(document, dict) else ""
+    description = reader.text("description", "")
+    status: DocumentStatus | None = (
+        reader.choice("status", "live", DocumentStatus) if reader.has("status") else None
+    )
+    factors = tuple(_read_factors(reader))
+    arms = _read_arms(reader, factors)
+    policy = _read_policy(reader.mapping("policy"))
+    eligible = [arm.arm_id for arm in arms if arm.status is None or arm.status in ELIGIBLE]
+    check_shares(policy, len(eligible), problems)
+    control = _read_named_arm(reader, "control", arms, eligible) or (eligible[0] if eligible else "")
+    default_arm = _read_named_arm(reader, "default_arm", arms, eligible)
+    sticky: Literal["unit", "interval"] = reader.choice("sticky", "unit", Literal["unit", "interval"])
+    counting = _read_counting(reader)
+    effective_from_ms = None
+    if reader.has("effective_from"):
+        try:
+            effective_from_ms = read_instant_ms(reader.value("effective_from"))
+        except ValueError as error:
+            reader.problem("effective_from", str(error))
+    if isinstance(document, dict):
+        _check_number_of_arms(reader, arms, policy)
+    reader.finish()
+    return Definition(
+        experiment_id=experiment_id,
+        description=description,
+        status=status,
+        arms=arms,
+        factors=factors,
+        control=control,
+        default_arm=default_arm,
+        sticky=sticky,
+        counting=counting,
+        policy=policy,
+        effective_from_ms=effective_from_ms,
+    )
+
+
+# --- arms ---
+
+
+def _read_factors(reader: Reader) -> Iterable[Factor]:
+    for name, levels in reader.pairs("factors"):
+        path = reader.at(f"factors.{name}")
+        if (found := _read_levels(levels, path, reader.problems)) is not None:
+            reader.check_identifier(f"factors.{name}", name)
+            yield Factor(name=name, levels=found)
+
+
+def _read_levels(value: object, path: str, problems: Problems) -> tuple[str, ...] | None:
+    if not isinstance(value, list) or not value:
+        problems.add(path, f"{value!r} is not a list of levels; write e.g. [small, large]")
+        return None
+    for index, level in enumerate(value):
+        if not isinstance(level, str):
+            problems.add(f"{path}[{index}]", f"{level!r} is not text; put it in quotes")
+        elif not level or len(level) > LEVEL_MAX_CHARACTERS or not level.isprintable():
+            problems.add(
+                f"{path}[{index}]", f"{level!r} is not 1 to {LEVEL_MAX_CHARACTERS} printable characters"
+            )
+    texts = [level for level in value if isinstance(level, str)]
+    for repeated in sorted({level for level in texts if texts.count(level) > 1}):
+        problems.add(path, f"the level {repeated!r} occurs twice; remove one")
+    return tuple(texts)
+
+
+def _read_arms(reader: Reader, factors: Sequence[Factor]) -> tuple[ArmEntry, ...]:
+    if reader.has("factors"):
+        if reader.has("arms"):
+            reader.problem(
+                "arms", "given together with factors, whose product gives the arms; remove one of the two"
+            )
+        return _arms_of_factors(reader, factors)
+    arms = []
+    for path, item in reader.items("arms"):
+        if isinstance(item, str):
+            arms.append(ArmEntry(arm_id=item))
+            if item:
+                reader.check_identifier(path, item)
+        elif isinstance(item, dict):
+            arms.append(_read_arm(Reader(item, path, reader.problems)))
+        else:
+            reader.problems.add(
+                path, f"{item!r} is neither text nor a mapping with `id`; put a number in quotes"
+            )
+    ids = [arm.arm_id for arm in arms]
+    for repeated in sorted({arm_id for arm_id in ids if arm_id and ids.count(arm_id) > 1}):
+        reader.problem("arms", f"the id {repeated} occurs twice; remove or rename one")
+    return tuple(arms)
+
+
+def _read_arm(reader: Reader) -> ArmEntry:
+    arm = ArmEntry(
+        arm_id=reader.identifier("id"),
+        status=reader.choice("status", "active", ArmStatus) if reader.has("status") else None,
+        content=reader.text("content") if reader.has("content") else None,
+    )
+    reader.finish()
+    return arm
+
+
+def _arms_of_factors(reader: Reader, factors: Sequence[Factor]) -> tuple[ArmEntry, ...]:
+    """Arms of a full factorial design; an arm's id is its levels, in the order of factors, joined by ``-``."""
+    if math.prod(len(factor.levels) for factor in factors) > ARMS_MAX:
+        reader.problem("factors", f"their product exceeds {ARMS_MAX} arms; use fewer levels")
+        return ()
+    arms = [
+        ArmEntry(
+            arm_id="-".join(levels),
+            levels={factor.name: level for factor, level in zip(factors, levels, strict=True)},
+        )
+        for levels in itertools.product(*(factor.levels for factor in factors))
+        if levels
+    ]
+    for factor in factors:
+        for level in factor.levels:
+            reader.check_identifier(f"factors.{factor.name}", level)
+    ids = [arm.arm_id for arm in arms]
+    for repeated in sorted({arm_id for arm_id in ids if ids.count(arm_id) > 1}):
+        reader.problem("factors", f"two combinations of levels give the arm id {repeated}; rename a level")
+    return tuple(arms)
+
+
+def _read_named_arm(
+    reader: Reader, key: str, arms: Sequence[ArmEntry], eligible: Sequence[str]
+) -> str | None:
+    if not reader.has(key):
+        return None
+    name = reader.text(key)
+    ids = [arm.arm_id for arm in arms]
+    if name and ids and name not in ids:
+        shown = ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")
+        reader.problem(key, f"{name} is not an arm; the arms are {shown}")
+    elif name and ids and name not in eligible:
+        reader.problem(key, f"{name} gets no traffic by its status; name an active arm")
+    return name
+
+
+def _check_number_of_arms(reader: Reader, arms: Sequence[ArmEntry], policy: Policy) -> None:
+    key = "factors" if reader.has("factors") else "arms"
+    if not arms:
+        if not reader.has(key):
+            reader.problem("arms", "missing; list the arms, or give factors whose product they are")
+        elif reader.value(key) in ([], {}):
+            reader.problem(key, "empty; give at least two arms")
+    elif len(arms) > ARMS_MAX:
+        reader.problem(key, f"{len(arms)} arms exceed {ARMS_MAX}; use fewer")
+    elif len(arms) == 1 and policy.comparison == 0:
+        reader.problem(
+            key, "one arm alone has nothing to be compared with; add an arm, or set policy.comparison"
+        )
+    elif all(arm.status is not None and arm.status not in ELIGIBLE for arm in arms):
+        reader.problem(key, "no arm gets traffic by its status; make at least one active")
+
+
+# --- counting ---
+
+
+def _read_counting(reader: Reader) -> Counting:
+    reward = _read_reward(reader.mapping("reward")) if reader.has("reward") else None
+    if reward is None:
+        reader.problem("reward", "missing; write a mapping with `metric` and `kind`")
+        reward = Reward(metric="")
+    guardrails = []
+    for path, item in reader.items("guardrails"):
+        guardrail = Reader(item, path, reader.problems)
+        margin = (
+            guardrail.number("margin", 0.1, low=0, high=10, low_open=True)
+            if guardrail.has("margin")
+            else None
+        )
+        guardrails.append(Guardrail(reward=_read_reward(guardrail), margin=margin))
+    metrics = [reward.metric, *(guardrail.reward.metric for guardrail in guardrails)]
+    for repeated in sorted({metric for metric in metrics if metric and metrics.count(metric) > 1}):
+        reader.problem(
+            "guardrails", f"the metric {repeated} is used twice; give each use a metric of its own"
+        )
+    return Counting(
+        version=0,
+        effective_from_ms=0,
+        reward=reward,
+        guardrails=tuple(guardrails),
+        conversion_window_ms=reader.duration_ms(
+            "conversion_window", DAY_MS, low_ms=1000, high_ms=90 * DAY_MS
+        ),
+        trial_window=reader.choice("trial_window", "hour", TrialWindow),
+        touch=reader.choice("touch", "last", Touch),
+        features=_read_features(reader),
+        count_test=reader.flag("count_test", False),
+    )
+
+
+def _read_reward(reader: Reader) -> Reward:
+    kind: RewardKind = reader.choice("kind", "conversion_after_display", RewardKind)
+    metric = reader.identifier("metric")
+    click_metric = reader.identifier("click_metric") if reader.has("click_metric") else None
+    if kind == "conversion_after_click":
+        if click_metric is None:
+            reader.problem(
+                "click_metric", "missing; conversion_after_click needs the metric that is the click"
+            )
+        elif click_metric == metric:
+            reader.problem(
+                "click_metric", f"{metric} is the metric itself; name the click that comes before it"
+            )
+    elif click_metric is not None:
+        reader.problem("click_metric", f"not used by kind {kind}; remove it, or use conversion_after_click")
+    if kind == "value":
+        if not reader.has("cap"):
+            reader.problem("cap", "missing; a value needs the most that one trial may earn, e.g. 200")
+    elif reader.has("cap"):
+        reader.problem("cap", f"not used by kind {kind}, which earns at most 1; remove it, or use kind value")
+    reward = Reward(
+        metric=metric,
+        kind=kind,
+        click_metric=click_metric,
+        cap=reader.number("cap", 1.0, low=1e-6, high=1e9) if kind == "value" else 1.0,
+        lower_is_better=reader.flag("lower_is_better", False),
+    )
+    reader.finish()
+    return reward
+
+
+def _read_features(reader: Reader) -> tuple[Feature, ...]:
+    features = []
+    for name, levels in reader.pairs("features"):
+        path = reader.at(f"features.{name}")
+        reader.check_identifier(f"features.{name}", name)
+        if (found := _read_levels(levels, path, reader.problems)) is None:
+            continue
+        if OTHER_LEVEL in found:
+            reader.problems.add(
+                path, f"the level {OTHER_LEVEL} is there anyway, for what is not listed; remove it"
+            )
+        features.append(Feature(name=name, levels=found))
+    segments = math.prod(len(feature.levels) + 1 for feature in features)
+    if segments > SEGMENTS_MAX:
+        reader.problem(
+            "features",
+            f"their levels, each with `other`, make {segments} segments; use at most {SEGMENTS_MAX}",
+        )
+    return tuple(features)
+
+
+# --- policy ---
+
+
+def _read_policy(reader: Reader) -> Policy:
+    algorithm = reader.text("algorithm", "thompson")
+    parameters: dict[str, Any] = dict(reader.pairs("parameters"))
+    try:
+        policy_from_definition(algorithm, parameters, path=reader.path)
+    except DefinitionError as error:
+        reader.problems.add(error.path, error.problem)
+    interval_ms = reader.duration_ms("interval", HOUR_MS, low_ms=1, high_ms=30 * DAY_MS)
+    if interval_ms % HOUR_MS:
+        hours = max(1, round(interval_ms / HOUR_MS))
+        reader.problem(
+            "interval", f"{format_duration(interval_ms)} is not a whole number of hours; write e.g. {hours}h"
+        )
+    prior = reader.mapping("prior")
+    policy = Policy(
+        algorithm=algorithm,
+        parameters=parameters,
+        interval_ms=interval_ms,
+        floor=reader.number("floor", 0.0, low=0, high=1) if reader.has("floor") else None,
+        holdout=reader.number("holdout", 0.0, low=0, high=1, high_open=True),
+        comparison=reader.number("comparison", 0.0, low=0, high=1, high_open=True),
+        prior=Prior(
+            alpha=prior.number("alpha", 1.0, low=0, high=1e6, low_open=True),
+            beta=prior.number("beta", 1.0, low=0, high=1e6, low_open=True),
+        ),
+    )
+    prior.finish()
+    reader.finish()
+    return policy
+
+
+def check_shares(policy: Policy, n_eligible: int, problems: Problems) -> None:
+    """Note a problem if the floors of all arms that get traffic exceed one together."""
+    if policy.floor is None or policy.floor * n_eligible <= 1:
+        return
+    most = math.floor(10_000 / n_eligible) / 10_000
+    problems.add(
+        "policy.floor", f"{policy.floor:g} x {n_eligible} arms exceeds 1; lower it to at most {most:g}"
+    )
+
+
+def algorithms() -> tuple[str, ...]:
+    """Names that ``policy.algorithm`` can have."""
+    return tuple(sorted(POLICIES))
