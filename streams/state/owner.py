@@ -51,7 +51,6 @@ logger = logging.getLogger(__name__)
 Heartbeat = Callable[[], Awaitable[bool]]
 """True once a heartbeat sent after the call was answered: still a member, of the claim's generation."""
 
-_BACKOFF_S = 0.2
 _HEAD_ROOM_BYTES = 64 * 1024  # of a sweep record for its head, totals and field names
 
 
@@ -138,6 +137,8 @@ class OwnerLimits:
         After it the outcome of an append counts as unknown.
     claim_deadline_s
         Bound on writing a claim and reading it back, attempts included.
+    claim_backoff_s
+        Pause between two attempts.
     recovery_deadline_s
         Bound on the replay before the first claim.
     """
@@ -145,6 +146,7 @@ class OwnerLimits:
     max_record_bytes: int = 8 * 2**20 - 64 * 2**10
     append_timeout_s: float = 10.0
     claim_deadline_s: float = 60.0
+    claim_backoff_s: float = 0.2
     recovery_deadline_s: float = 1800.0
 
     def __post_init__(self) -> None:
@@ -240,7 +242,7 @@ class Owner:
                     except BrokerUnavailable as error:
                         last_error = error
                         logger.warning("%s: claim failed, trying again: %s", self.log.name, error)
-                        await asyncio.sleep(_BACKOFF_S)
+                        await asyncio.sleep(self._limits.claim_backoff_s)
                         continue
                     if fenced is not None:
                         self._inactive_because = fenced.reason

@@ -31,7 +31,7 @@ _SCAN_ENTRIES = 1024
 _LOCKED = re.compile(r"lock hold by current process|While lock file", re.IGNORECASE)
 _REFUSED = re.compile(
     r"No space left|Permission denied|Read-only file system|Too many open files|Disk quota|"
-    r"Input/output error|Cannot allocate memory|Not a directory",
+    r"Input/output error|Cannot allocate memory|Not a directory|\(os error \d+\)",
     re.IGNORECASE,
 )
 
@@ -150,6 +150,7 @@ class Store:
             from_key = entries[-1][0] + b"\0"
 
     def _chunk(self, from_key: bytes) -> list[tuple[bytes, bytes]]:
+        found = cursor = None
         try:
             found = islice(self._opened().items(from_key=from_key), _SCAN_ENTRIES)
             entries = cast("list[tuple[bytes, bytes]]", list(found))
@@ -160,6 +161,9 @@ class Store:
                 cursor.status()
         except Exception as error:
             raise self._failure(error) from error
+        finally:
+            # An error keeps this frame, and in it an iterator would keep the database open and locked.
+            del found, cursor
         return entries
 
     def _opened(self) -> Rdict:
