@@ -143,8 +143,8 @@ def _versions(
     if wanted_ms is not None and not known and wanted_ms < earliest_ms:
         problems.add(
             "effective_from",
-            f"{wanted_ms} is too early for a new counting version, which needs {format_duration(lead_ms)} to reach"
-            f" every worker; remove it, or use at least {earliest_ms}",
+            f"{wanted_ms} is too early for a new counting version, which needs {format_duration(lead_ms)} to"
+            f" reach every worker; remove it, or use at least {earliest_ms}",
         )
     effective_from_ms = earliest_ms if wanted_ms is None or known else wanted_ms
     version = _version(definition, newest.version + 1, effective_from_ms)
@@ -170,8 +170,8 @@ def _merge_arms(definition: Definition, record: ExperimentRecord, problems: Prob
         if record.status != "draft" and (entry.content, entry.levels) != (arm.content, arm.levels):
             problems.add(
                 f"arms.{arm.arm_id}",
-                "its content or levels differ from what was measured under this id; give the new content a new id,"
-                f" e.g. {arm.arm_id}-2",
+                "its content or levels differ from what was measured under this id; give the new content"
+                f" a new id, e.g. {arm.arm_id}-2",
             )
         merged.append(
             msgspec.structs.replace(

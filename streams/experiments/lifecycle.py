@@ -96,7 +96,7 @@ def archive(record: ExperimentRecord, *, now_ms: int) -> ExperimentRecord:
 
 
 def clone(record: ExperimentRecord, experiment_id: str, *, now_ms: int) -> ExperimentRecord:
-    """Make a draft of the same definition under another id; without its history, and without arms out of traffic.
+    """Make a draft of the same definition under another id, without history and without arms out of traffic.
 
     May be done in any state: it is how an experiment that is over runs again.
     """
@@ -104,8 +104,8 @@ def clone(record: ExperimentRecord, experiment_id: str, *, now_ms: int) -> Exper
         raise _refused(
             record,
             "clone",
-            f"{experiment_id!r} cannot be the new id; use 1 to 128 letters, digits, '.', '_' or '-', and not the"
-            " same id",
+            f"{experiment_id!r} cannot be the new id; use 1 to 128 letters, digits, '.', '_' or '-',"
+            " and not the same id",
         )
     arms = tuple(
         Arm(arm_id=arm.arm_id, levels=arm.levels, content=arm.content)

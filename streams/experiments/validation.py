@@ -222,7 +222,7 @@ def _read_arm(reader: Reader) -> ArmEntry:
 
 
 def _arms_of_factors(reader: Reader, factors: Sequence[Factor]) -> tuple[ArmEntry, ...]:
-    """Arms of a full factorial design; an arm's id is its levels, in the order of factors, joined by ``-``."""
+    """Arms of a full factorial design; an arm's id is its levels in the order of factors, joined by ``-``."""
     if math.prod(len(factor.levels) for factor in factors) > ARMS_MAX:
         reader.problem("factors", f"their product exceeds {ARMS_MAX} arms; use fewer levels")
         return ()
