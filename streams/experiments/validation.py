@@ -122,9 +122,8 @@ def _read_definition(document: object, problems: Problems) -> Definition:
     reader = Reader(document, "", problems)
     experiment_id = reader.identifier("id") if isinstance(document, dict) else ""
     description = reader.text("description", "")
-    status: DocumentStatus | None = (
-        reader.choice("status", "live", DocumentStatus) if reader.has("status") else None
-    )
+    live: DocumentStatus = "live"
+    status = reader.choice("status", live, DocumentStatus) if reader.has("status") else None
     factors = tuple(_read_factors(reader))
     arms = _read_arms(reader, factors)
     policy = _read_policy(reader.mapping("policy"))
@@ -212,9 +211,10 @@ def _read_arms(reader: Reader, factors: Sequence[Factor]) -> tuple[ArmEntry, ...
 
 
 def _read_arm(reader: Reader) -> ArmEntry:
+    active: ArmStatus = "active"
     arm = ArmEntry(
         arm_id=reader.identifier("id"),
-        status=reader.choice("status", "active", ArmStatus) if reader.has("status") else None,
+        status=reader.choice("status", active, ArmStatus) if reader.has("status") else None,
         content=reader.text("content") if reader.has("content") else None,
     )
     reader.finish()
