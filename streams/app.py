@@ -53,10 +53,12 @@ class _KafkaOnly(BootStrategy):
 
 def create_faust_app(settings: Settings) -> faust.App:
     """Make the Faust app of the join: settings and transport, no agents or tables yet."""
+    folder = settings.data_dir / "faust"
+    folder.mkdir(parents=True, exist_ok=True)
     app = faust.App(
         settings.group,
         broker="kafka://" + settings.bootstrap_servers.replace(",", ";kafka://"),
-        datadir=str(settings.data_dir / "faust"),
+        datadir=str(folder),
         store="memory://",  # our table brings its own store
         autodiscover=False,
         web_enabled=False,
@@ -283,4 +285,7 @@ def run_worker(settings: Settings, roles: Roles) -> int:
     async def main() -> int:
         return await WorkerProcess(settings, roles).run()
 
+    if log.getEffectiveLevel() > logging.DEBUG:
+        for chatty in ("aiokafka", "faust", "mode"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
     return uvloop.run(main())

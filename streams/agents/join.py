@@ -37,6 +37,7 @@ class Join:
         self._shards = shards
         self._runners: dict[int, PartitionRunner] = {}
         self._seen: set[int] = set()
+        self._assignment = 0  # counts rebalances: one may begin while the hand-over of the last still runs
         self._watcher: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -59,6 +60,7 @@ class Join:
 
     async def release(self) -> None:
         """Stop every owner: a rebalance has begun, or the worker ends."""
+        self._assignment += 1
         runners, self._runners = self._runners, {}
         deadline_s = self._context.settings.shutdown_deadline_ms / 1000
         await asyncio.gather(*(runner.stop(deadline_s) for runner in runners.values()))
@@ -66,12 +68,15 @@ class Join:
     async def hand(self, active: dict[int, Partition], standby: set[int], generation: int) -> None:
         """Start an owner for every active partition; Faust's recovery is through with them."""
         await self.release()
+        assignment = self._assignment
         self._forget(self._seen - set(active) - standby)
         self._seen = set(active) | standby
         for number in standby:
             self._context.metrics.set_partition_state(number, PartitionState.STANDBY)
         for number, partition in active.items():
             await self._shards.settle(number)
+            if assignment != self._assignment:
+                return
             self._shards.own(number)
             owner = self._owner(number, partition, generation)
             self._runners[number] = PartitionRunner(number, partition, owner, self._context, generation)

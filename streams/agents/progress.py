@@ -70,6 +70,9 @@ class Progress:
             if position != before.positions.get(topic):
                 self._moved_s[topic] = now_s
         self._count_totals(before.totals, result.totals)
+        for experiment_id, n in result.other_levels.items():
+            label = metrics.experiment_label(experiment_id)
+            metrics.context_levels_other_total.labels(experiment=label).inc(n)
         metrics.batch_records.observe(n_records)
         metrics.units_loaded_total.inc(len(result.units))
 

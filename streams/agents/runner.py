@@ -355,7 +355,7 @@ class PartitionRunner:
     async def _split(self, topic: str, records: Sequence[Record], following: int, outcome: TooLarge) -> None:
         if len(records) < 2:
             raise Stop(
-                f"one source record makes {outcome.size_bytes} journal bytes, the limit is {outcome.limit_bytes}",
+                f"one record makes {outcome.size_bytes} journal bytes, the limit is {outcome.limit_bytes}",
                 where=f"{self._context.topic_names[topic]}[{self.number}] offset {following - 1}",
                 action="raise journal_max_message_bytes and the journal topic's max.message.bytes",
             )

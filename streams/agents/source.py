@@ -20,7 +20,7 @@ from streams.partitioning import partition_of
 
 __all__ = ["SourceTopics", "explained"]
 
-Record: TypeAlias = "ConsumerRecord[bytes, bytes]"
+Record: TypeAlias = ConsumerRecord[bytes, bytes]
 FETCH_DEADLINE_S = 30.0
 
 

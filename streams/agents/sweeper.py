@@ -25,8 +25,6 @@ class JoinSweeper:
 
     def unit(self, unit_id: bytes, state: bytes, watermark_ms: int | None) -> SweptUnit:  # noqa: ARG002
         """Evict from a unit what no event at or after the cut-off can change."""
-        if watermark_ms is None:
-            return SweptUnit(state)
         swept = sweep_unit(state, watermark_ms, self._definitions, self._limits)
         return SweptUnit(swept.state, swept.pending, swept.totals)
 
