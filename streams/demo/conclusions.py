@@ -118,7 +118,8 @@ def sentences(found: Conclusions, n_arms: int) -> list[str]:
         lines.append(
             f"With so little data, an arm would have needed a rate of about {found.detectable_rate:.1%}"
             f" ({found.detectable_rate / found.rate:.1f} times the average) to stand out. To tell a 20%"
-            f" better arm takes some {found.trials_needed:,} impressions an arm; there are {found.trials / n_arms:,.0f}."
+            f" better arm takes some {found.trials_needed:,} impressions an arm;"
+            f" there are {found.trials / n_arms:,.0f}."
         )
     lines.append(
         "The weights say the same: they lean towards arms that may be good, and go on testing the rest."
@@ -137,7 +138,7 @@ def _say_whether_arms_differ(found: Conclusions) -> str:
     if found.p_equal < LEVEL:
         return (
             f"If all arms were equally good, clicks would be spread this unevenly in {found.p_equal:.1%}"
-            " of all cases: there is evidence that the arms differ, which is not yet evidence of which one is best."
+            " of all cases: there is evidence that the arms differ, not yet of which one is best."
         )
     return (
         f"If all arms were equally good, clicks would be spread at least this unevenly in {found.p_equal:.0%}"
@@ -149,9 +150,13 @@ def _say_who_leads(found: Conclusions, n_arms: int) -> str:
     best = found.best
     said = (
         f"Arm {best.arm_id} leads with P(best) = {best.probability_best:.2f} on {best.clicks} clicks;"
-        f" the intervals of {found.n_overlapping} of the other {n_arms - 1} arms reach into its own, {best.low:.2%} to"
-        f" {best.high:.2%}."
+        f" the intervals of {found.n_overlapping} of the other {n_arms - 1} arms reach into its own,"
+        f" {best.low:.2%} to {best.high:.2%}."
     )
+    if best.trials < found.trials / n_arms / 4:
+        said += (
+            f" It leads because it was shown so rarely ({best.trials:,} times) that it may still be anything."
+        )
     if best.probability_best < 0.95 or found.p_equal >= LEVEL:
         said += " To name a winner now would be guessing."
     return said

@@ -1,0 +1,113 @@
+"""Measure how long one decision of the edge client takes, next to the hashing it cannot do without.
+
+Run ``python bench/edge_decide.py [--units N]``. Prints one JSON line for each allocation: nanoseconds per
+decision, one at a time and as a page of ten experiments, and the ratio to bare SHA-256 of as many keys in the
+same run. The ratio is what to compare between machines.
+"""
+
+import argparse
+import json
+import time
+from hashlib import sha256
+
+from bandit_core.shares import ArmStatus, ShareSettings, allocate_shares
+from streams.allocations import Allocation, ArmAllocation
+from streams.edge.table import DecisionTable
+
+PAGE = 10
+
+
+def allocation(experiment_id: str, n_arms: int, *, comparison: float, holdout: float) -> Allocation:
+    shares = allocate_shares(
+        [1.0 + i for i in range(n_arms)],
+        statuses=[ArmStatus.ACTIVE] * n_arms,
+        control=0,
+        settings=ShareSettings(comparison=comparison, holdout=holdout),
+    )
+    arms = tuple(
+        ArmAllocation(
+            arm_id=f"arm-{i}",
+            status="active",
+            weight=shares.weights[i],
+            assignment_weight=shares.rest[i],
+            selection_probability=shares.weights[i],
+            probability_best=0.5,
+            mean=0.5,
+            interval=(0.0, 1.0),
+            trials=0,
+            successes=0,
+        )
+        for i in range(n_arms)
+    )
+    return Allocation(
+        experiment_id=experiment_id,
+        version=1,
+        claim=0,
+        trigger="interval",
+        interval_id=1,
+        boundary_ms=0,
+        computed_at_ms=time.time_ns() // 1_000_000,
+        algorithm="thompson",
+        seed=0,
+        definition_version=1,
+        definition_revision=1,
+        status="live",
+        sticky="unit",
+        control="arm-0",
+        default_arm="arm-0",
+        comparison=shares.comparison,
+        holdout=shares.holdout,
+        arms=arms,
+    )
+
+
+def measure(n_arms: int, n_units: int, *, comparison: float, holdout: float) -> dict[str, float | int]:
+    table = DecisionTable(max_age_ms=3_600_000, clock_ms=lambda: time.time_ns() // 1_000_000)
+    experiments = [f"experiment-{i}" for i in range(PAGE)]
+    for name in experiments:
+        made = allocation(name, n_arms, comparison=comparison, holdout=holdout)
+        table.set_allocation(name, made, made.computed_at_ms)
+    units = [f"visitor-{i}" for i in range(n_units)]
+    decide = table.decide
+    first = experiments[0]
+
+    start = time.perf_counter_ns()
+    for unit in units:
+        decide(first, unit)
+    single_ns = (time.perf_counter_ns() - start) / n_units
+
+    pages = units[: max(1, n_units // PAGE)]
+    start = time.perf_counter_ns()
+    for unit in pages:
+        for name in experiments:
+            decide(name, unit)
+    page_ns = (time.perf_counter_ns() - start) / (len(pages) * PAGE)
+
+    n_hashes = n_arms + (comparison > 0) + (holdout > 0)
+    keys = [f"{first}\x1farm\x1f{unit}\x1farm-0".encode() for unit in units]
+    start = time.perf_counter_ns()
+    for key in keys:
+        for _ in range(n_hashes):
+            sha256(key).digest()
+    hash_ns = (time.perf_counter_ns() - start) / n_units
+    return {
+        "arms": n_arms,
+        "comparison": comparison,
+        "holdout": holdout,
+        "decide_ns": round(single_ns),
+        "decide_in_page_ns": round(page_ns),
+        "sha256_ns": round(hash_ns),
+        "ratio": round(single_ns / hash_ns, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--units", type=int, default=100_000, help="decisions to measure (default: 100000)")
+    n_units = parser.parse_args().units
+    for n_arms, comparison, holdout in ((2, 0.0, 0.0), (3, 0.1, 0.05), (10, 0.1, 0.05), (34, 0.0, 0.0)):
+        print(json.dumps(measure(n_arms, n_units, comparison=comparison, holdout=holdout)))
+
+
+if __name__ == "__main__":
+    main()

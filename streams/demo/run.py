@@ -1,0 +1,119 @@
+"""The demo from beginning to end: a broker, the parts asked for, the last line.
+
+Cost: a few minutes on two cores, of which the first run of all spends some seconds on fetching Kafka.
+"""
+
+import asyncio
+import secrets
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from streams.config import Settings
+from streams.demo.installation import demo_settings
+from streams.demo.living_shop import run_shop
+from streams.demo.part import PartSummary
+from streams.demo.progress import Narrator
+from streams.demo.replay import run_replay
+from streams.demo.report import summary_line
+from streams.embedded import Broker, kafka
+
+__all__ = ["DemoOptions", "PartName", "run_demo"]
+
+PartName = Literal["replay", "shop"]
+
+
+class DemoOptions(Struct, frozen=True, kw_only=True):
+    """What to run.
+
+    Parameters
+    ----------
+    parts
+        In this order.
+    input_file
+        CSV of impressions for the replay.
+    bootstrap
+        A running Kafka; by default one is found or started.
+    days
+        Simulated days of the shop, at least 1.
+    seed
+        Of everything random.
+    out_dir
+        Where the picture and the workers' logs go; made if it is not there.
+    """
+
+    parts: tuple[PartName, ...]
+    input_file: Path
+    bootstrap: str | None
+    days: int
+    seed: int
+    out_dir: Path
+
+
+def run_demo(settings: Settings, options: DemoOptions, narrator: Narrator) -> bool:
+    """Run the demo.
+
+    Returns
+    -------
+    bool
+        Whether all counts equal the oracle's.
+    """
+    started = time.monotonic()
+    options.out_dir.mkdir(parents=True, exist_ok=True)
+    summaries: dict[str, PartSummary] = {}
+    with kafka(options.bootstrap, report=narrator.say) as broker:
+        narrator.say(f"Kafka: {broker.bootstrap_servers} ({broker.kind})")
+        for part in options.parts:
+            summaries[part] = asyncio.run(_run_part(part, settings, options, broker, narrator))
+    total = _total(list(summaries.values()), time.monotonic() - started)
+    narrator.say("")
+    narrator.say(summary_line(total, summaries))
+    return total.counts_equal_oracle
+
+
+async def _run_part(
+    part: PartName, settings: Settings, options: DemoOptions, broker: Broker, narrator: Narrator
+) -> PartSummary:
+    data_dir = Path(tempfile.mkdtemp(prefix="bandit-demo-"))
+    own = demo_settings(
+        settings,
+        bootstrap_servers=broker.bootstrap_servers,
+        prefix=f"demo-{secrets.token_hex(3)}-{part}-",
+        data_dir=data_dir,
+    )
+    remove_topics = broker.kind == "given"
+    if part == "replay":
+        return await run_replay(
+            own,
+            narrator,
+            input_file=options.input_file,
+            out_dir=options.out_dir,
+            remove_topics=remove_topics,
+            seed=options.seed,
+        )
+    return await run_shop(
+        own,
+        narrator,
+        days=options.days,
+        seed=options.seed,
+        out_dir=options.out_dir,
+        remove_topics=remove_topics,
+    )
+
+
+def _total(parts: list[PartSummary], seconds: float) -> PartSummary:
+    return PartSummary(
+        events=sum(part.events for part in parts),
+        exposures=sum(part.exposures for part in parts),
+        conversions=sum(part.conversions for part in parts),
+        trials=sum(part.trials for part in parts),
+        successes=sum(part.successes for part in parts),
+        duplicates=sum(part.duplicates for part in parts),
+        dead_letters=sum(part.dead_letters for part in parts),
+        allocations=sum(part.allocations for part in parts),
+        counts_equal_oracle=all(part.counts_equal_oracle for part in parts),
+        seconds=round(seconds, 1),
+    )
