@@ -12,6 +12,7 @@ from pathlib import Path
 
 from streams.join.step import Batch, SourceRecord, StepResult, Verdict
 from streams.state.errors import JournalAppendError, JournalGap, JournalReadError
+from streams.state.journal import JournalLog
 from streams.state.owner import Committed, Fenced, Owner, OwnerLimits, Redo
 from streams.state.partition import Partition
 
@@ -215,7 +216,7 @@ async def always_fresh() -> bool:
     return True
 
 
-def make_owner(partition: Partition, log: MemoryLog, *, name: str = "w1", **overrides: object) -> Owner:
+def make_owner(partition: Partition, log: JournalLog, *, name: str = "w1", **overrides: object) -> Owner:
     """Owner with short bounds and a clock that stands."""
     options: dict[str, object] = {
         "heartbeat_fresh": always_fresh,
