@@ -125,6 +125,12 @@ class LogState:
             self.claim = offset
             return Outcome.CLAIM
         allocation = decode_allocation(value or b"", where=where)
+        if key != allocation.experiment_id.encode():
+            raise RecordError(
+                f"key {key!r} is not the experiment {allocation.experiment_id!r} of the value",
+                where=where,
+                action="find out what wrote it: only the allocator may write to this topic",
+            )
         if self.claim is not None and allocation.claim < self.claim:
             self.foreign_records += 1
             return Outcome.FOREIGN

@@ -3,11 +3,11 @@
 Boundaries are the multiples of the experiment's interval on the clock. ``[B - interval, B)`` is closed
 
 - clock ``stream``: when every source partition's watermark has reached B. Every missed boundary is due, one
-  after another, from the first hour with data on; the end of a replayed stream closes up to the first boundary
-  after the last data, not up to infinity.
-- clock ``wall``: the same, but never before B has come; and ``settle_ms`` after B in any case, so that a source
-  partition that hangs does not hold up allocations. Only the newest boundary is due; those in between are
-  counted as skipped.
+  after another, from the first hour with data on; the end of a replayed stream closes up to the first
+  boundary after the last data, not up to infinity.
+- clock ``wall``: the same, but never before B has come; and ``settle_ms`` after B in any case, so that a
+  source partition that hangs does not hold up allocations. Only the newest boundary is due; those in between
+  are counted as skipped.
 
 A change of the definition is due at once, with the evidence as of the boundary already used: a boundary
 never goes back, not even when the interval becomes longer.
