@@ -139,14 +139,15 @@ def _explain_tls(error: ssl.SSLError, where: str) -> BanditError:
             action="set security.cafile to the authority that signed it; if its name is another, use one"
             " that the certificate has, in bootstrap_servers and in the broker's advertised.listeners",
         )
-    if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"):
+    reason = getattr(error, "reason", None)  # an error made by hand has none
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"):
         return ConfigError(
             "the port does not speak TLS",
             where=where,
             action="set security.protocol to PLAINTEXT or SASL_PLAINTEXT, or use the TLS listener's port",
         )
     return ConfigError(
-        f"TLS failed: {error.reason or error}",
+        f"TLS failed: {reason or error}",
         where=where,
         action="if the broker wants client certificates, set security.certfile and security.keyfile",
     )

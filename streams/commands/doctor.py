@@ -8,15 +8,22 @@ import click
 
 from streams.commands import pass_settings
 from streams.config import Settings
-from streams.doctor import Finding, Level, diagnose
+from streams.doctor import CHECKS, Finding, Level, diagnose
 
 _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each finding.")
+@click.option(
+    "--check",
+    "checks",
+    multiple=True,
+    type=click.Choice([name for name, _ in CHECKS]),
+    help="Only this check, after that of the address; may be repeated.",
+)
 @pass_settings
-def command(settings: Settings, as_json: bool) -> None:
+def command(settings: Settings, as_json: bool, checks: tuple[str, ...]) -> None:
     """Check the installation and say what to do about each finding.
 
     Looks at addresses, TLS and passwords, brokers, topics, definitions, what producers write, workers, lag,
@@ -25,7 +32,7 @@ def command(settings: Settings, as_json: bool) -> None:
 
     async def run() -> list[Finding]:
         findings = []
-        async for finding in diagnose(settings, lambda: int(time.time() * 1000)):
+        async for finding in diagnose(settings, lambda: int(time.time() * 1000), checks):
             findings.append(finding)
             click.echo(json.dumps(finding._asdict()) if as_json else to_text(finding))
         return findings

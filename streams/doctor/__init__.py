@@ -11,7 +11,7 @@ Cost: a few seconds; it reads the last records of the source topics and of the j
 experiments and allocations whole, and an hour of dead letters.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
 from aiokafka.errors import KafkaError
 
@@ -25,7 +25,7 @@ from streams.doctor.publishing import check_allocations, check_dead_letters, che
 from streams.errors import BanditError
 from streams.log_reader import LogReader
 
-__all__ = ["Context", "Finding", "Level", "diagnose"]
+__all__ = ["CHECKS", "Context", "Finding", "Level", "diagnose"]
 
 Check = Callable[[Context], Awaitable[Sequence[Finding]]]
 
@@ -43,8 +43,10 @@ CHECKS: Sequence[tuple[str, Check]] = (
 """Checks that need a reachable broker, in order, by the name they have in findings."""
 
 
-async def diagnose(settings: Settings, now_ms: Callable[[], int]) -> AsyncIterator[Finding]:
-    """Run every check.
+async def diagnose(
+    settings: Settings, now_ms: Callable[[], int], checks: Collection[str] = ()
+) -> AsyncIterator[Finding]:
+    """Run the checks.
 
     Parameters
     ----------
@@ -52,6 +54,8 @@ async def diagnose(settings: Settings, now_ms: Callable[[], int]) -> AsyncIterat
         The installation to look at, as this process would use it.
     now_ms
         Wall clock, epoch ms.
+    checks
+        Names of the checks to run after that of the address; all of them if empty.
 
     Yields
     ------
@@ -68,6 +72,8 @@ async def diagnose(settings: Settings, now_ms: Callable[[], int]) -> AsyncIterat
         async with LogReader(settings) as reader:
             context = Context(settings, reader, now_ms, await reader.topics())
             for name, check in CHECKS:
+                if checks and name not in checks:
+                    continue
                 for finding in await _run(name, check, context):
                     yield finding
     except BanditError as error:

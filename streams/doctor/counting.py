@@ -1,9 +1,11 @@
 """Checks of the counting: is a worker there, does every partition move, do its counts reach the allocator."""
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from aiokafka.errors import for_code
+from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError, for_code
 
 from streams.counts import decode_key, decode_progress
 from streams.doctor.findings import Context, Finding, Level, ok
@@ -17,15 +19,14 @@ __all__ = ["check_counting", "check_counts_published", "check_group"]
 SOURCES: tuple[Literal["exposures", "conversions"], ...] = ("exposures", "conversions")
 COUNTS_SAMPLED = 2_000
 MANY_RECORDS = 1_000_000
+COORDINATOR_DEADLINE_S = 15.0
 START = "start one: `bandit-streams worker`"
 
 
 async def check_group(context: Context) -> Sequence[Finding]:
     """See whether a worker is in the consumer group."""
     group = context.settings.group
-    async with admin_client(context.settings) as admin:
-        (response,) = await admin.describe_consumer_groups([group])
-    described = response.to_object()["groups"][0]
+    described = await _describe_group(context)
     if described["error_code"]:
         error = for_code(described["error_code"])
         return [
@@ -47,6 +48,22 @@ async def check_group(context: Context) -> Sequence[Finding]:
             )
         ]
     return [ok("workers", f"{len(members)} running", f"group {group}")]
+
+
+async def _describe_group(context: Context) -> dict[str, Any]:
+    """Describe the group; a cluster that has never had one first makes the topic that keeps them."""
+    deadline_s = time.monotonic() + COORDINATOR_DEADLINE_S
+    async with admin_client(context.settings) as admin:
+        while True:
+            try:
+                (response,) = await admin.describe_consumer_groups([context.settings.group])
+            except (GroupCoordinatorNotAvailableError, GroupLoadInProgressError):
+                if time.monotonic() > deadline_s:
+                    raise
+                await asyncio.sleep(0.2)
+                continue
+            described: dict[str, Any] = response.to_object()["groups"][0]
+            return described
 
 
 async def check_counting(context: Context) -> Sequence[Finding]:
