@@ -7,7 +7,7 @@ else. So policies and posteriors combine freely, and a policy that never looks a
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
 
@@ -46,7 +46,7 @@ class Need(enum.StrEnum):
     MEANS = "means"
     PROBABILITY_BEST = "probability_best"
     EFFECTIVE_TRIALS = "effective_trials"
-    SECOND_MOMENTS = "second_moments"
+    REWARD_MOMENTS = "reward_means"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +58,7 @@ class Evidence:
     eligible : ndarray of bool
         Arms that may receive weight.
     means : ndarray or None
-        Posterior means; negated where lower is better, except in ``reward_means``.
+        Posterior means; negated where lower is better.
     probability_best, effective_trials : ndarray or None
     reward_means, reward_variances : ndarray or None
         Means and variances of single rewards capped to [0, 1] (``1 - reward`` where lower is better), from
@@ -80,7 +80,7 @@ class Evidence:
         ValueError
             It was not gathered: the policy's ``needs`` do not list it.
         """
-        array = getattr(self, "reward_variances" if need is Need.SECOND_MOMENTS else need.value)
+        array = getattr(self, need.value)
         if array is None:
             raise ValueError(f"evidence lacks {need.value}; list it in the policy's `needs`")
         found: Array = array
@@ -193,7 +193,6 @@ def gather(
     *,
     lower_is_better: bool = False,
     probability_best: Array | None = None,
-    reward_moments: Callable[[], tuple[Array, Array]] | None = None,
 ) -> Evidence:
     """Ask a posterior for what a policy needs.
 
@@ -205,22 +204,14 @@ def gather(
     lower_is_better : bool
     probability_best : ndarray, optional
         Already computed; else it is when needed.
-    reward_moments : callable, optional
-        Gives (means, variances) of single rewards in [0, 1] when :attr:`Need.SECOND_MOMENTS` is asked for;
-        default: those of a rate with the posterior's means.
     """
     means = reward_means = reward_variances = trials = None
-    if Need.MEANS in policy_needs or Need.SECOND_MOMENTS in policy_needs:
-        raw = posterior.mean()
-        means = -raw if lower_is_better else raw
-        if Need.SECOND_MOMENTS in policy_needs:
-            if reward_moments is not None:
-                reward_means, reward_variances = reward_moments()
-            else:
-                capped = np.clip(raw, 0.0, 1.0)
-                reward_means, reward_variances = capped, capped * (1.0 - capped)
-            if lower_is_better:
-                reward_means = 1.0 - reward_means
+    if Need.MEANS in policy_needs:
+        means = -posterior.mean() if lower_is_better else posterior.mean()
+    if Need.REWARD_MOMENTS in policy_needs:
+        reward_means, reward_variances = posterior.reward_moments()
+        if lower_is_better:
+            reward_means = 1.0 - reward_means
     if Need.PROBABILITY_BEST in policy_needs and probability_best is None:
         probability_best = posterior.best(eligible=eligible, lower_is_better=lower_is_better).probability
     if Need.EFFECTIVE_TRIALS in policy_needs:

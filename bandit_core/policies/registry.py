@@ -7,12 +7,26 @@ from types import MappingProxyType
 
 from bandit_core.policies.base import DefinitionError, Parameters, Policy
 from bandit_core.policies.epsilon_greedy import EpsilonGreedy
+from bandit_core.policies.softmax import Softmax
 from bandit_core.policies.thompson import Thompson
+from bandit_core.policies.thompson_draw import ThompsonDraw
+from bandit_core.policies.top_two import TopTwo
+from bandit_core.policies.ucb1 import Ucb1
+from bandit_core.policies.ucb1_tuned import Ucb1Tuned
 from bandit_core.policies.uniform import Uniform
 
 __all__ = ["POLICIES", "policy_from_definition"]
 
-_CLASSES: tuple[type[Policy], ...] = (Uniform, Thompson, EpsilonGreedy)
+_CLASSES: tuple[type[Policy], ...] = (
+    Uniform,
+    Thompson,
+    ThompsonDraw,
+    TopTwo,
+    EpsilonGreedy,
+    Softmax,
+    Ucb1,
+    Ucb1Tuned,
+)
 
 POLICIES: Mapping[str, type[Policy]] = MappingProxyType({policy.name: policy for policy in _CLASSES})
 

@@ -39,6 +39,10 @@ class Posterior(Protocol):
         """Trials that the data are worth, the prior not counted."""
         ...
 
+    def reward_moments(self) -> tuple[Array, Array]:
+        """Mean and variance of single rewards, scaled and capped to [0, 1], from the data alone."""
+        ...
+
     def draw(self, rng: np.random.Generator, n_draws: int) -> Array:
         """Independent draws: (n_draws, n_experiments, n_arms)."""
         ...

@@ -58,11 +58,15 @@ class BetaPosterior:
         Positive parameters.
     data_trials : ndarray, same shape
         Effective trials behind them, prior not counted.
+    data_successes, data_squares : ndarray, same shape
+        Sums of rewards and of their squares behind them (equal where rewards are 0 or 1).
     """
 
     alpha: Array
     beta: Array
     data_trials: Array
+    data_successes: Array
+    data_squares: Array
 
     @classmethod
     def from_counts(
@@ -70,6 +74,8 @@ class BetaPosterior:
         trials: ArrayLike,
         successes: ArrayLike,
         prior: BetaPrior | tuple[ArrayLike, ArrayLike] | None = None,
+        *,
+        squares: ArrayLike | None = None,
     ) -> Self:
         """Posterior from counts.
 
@@ -79,6 +85,8 @@ class BetaPosterior:
             ``0 <= successes <= trials``; fractional for rewards in [0, 1], discounted or effective counts.
         prior : BetaPrior, or (alpha, beta) that broadcast to the counts' shape, optional
             Default Beta(1, 1).
+        squares : array_like, same shape, optional
+            Sums of squared rewards; default ``successes`` (rewards of 0 or 1).
 
         Raises
         ------
@@ -103,7 +111,10 @@ class BetaPosterior:
         a0, b0 = (prior.alpha, prior.beta) if isinstance(prior, BetaPrior) else prior
         alpha = np.asarray(a0, dtype=np.float64) + s
         beta = np.asarray(b0, dtype=np.float64) + np.maximum(n - s, 0.0)
-        return cls(alpha, beta, n)
+        q = s if squares is None else np.atleast_2d(np.asarray(squares, dtype=np.float64))
+        if q.shape != s.shape:
+            raise ValueError(f"squares: shape {q.shape} differs from the successes' {s.shape}")
+        return cls(alpha, beta, n, s, q)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -132,6 +143,12 @@ class BetaPosterior:
     def effective_trials(self) -> Array:
         """Trials that the data are worth, the prior not counted."""
         return self.data_trials
+
+    def reward_moments(self) -> tuple[Array, Array]:
+        """Mean and variance of single rewards, from the data alone; 0 where there are none."""
+        n = np.maximum(self.data_trials, 1e-300)
+        mean = np.clip(self.data_successes / n, 0.0, 1.0)
+        return mean, np.clip(self.data_squares / n - mean * mean, 0.0, 0.25)
 
     def draw(self, rng: np.random.Generator, n_draws: int) -> Array:
         """Independent draws, shape (n_draws, n_experiments, n_arms)."""

@@ -70,12 +70,64 @@ def test_epsilon_greedy_shares_ties() -> None:
     assert choose("epsilon_greedy", evidence_of([10, 10], [5, 5], [True, False])) == [1.0, 0.0]
 
 
+def test_thompson_draw_takes_all_with_the_chance_of_being_best() -> None:
+    posterior = BetaPosterior.from_counts(np.full((4000, 3), 100), np.tile([5, 9, 7], (4000, 1)))
+    evidence = gather(frozenset(Need), posterior, np.tile([True, True, False], (4000, 1)))
+    chosen = policy_from_definition("thompson_draw").choose(evidence, np.random.default_rng(RNG_SEED))
+    assert set(np.unique(chosen.weights)) == {0.0, 1.0}
+    assert (chosen.weights.sum(axis=1) == 1.0).all()
+    assert chosen.weights.mean(axis=0) == pytest.approx(chosen.selection_probability[0], abs=0.03)
+    again = policy_from_definition("thompson_draw").choose(evidence, np.random.default_rng(RNG_SEED))
+    assert (again.weights == chosen.weights).all()
+
+
+def test_top_two_is_its_formula() -> None:
+    p = np.array([[0.6, 0.3, 0.1]])
+    evidence = Evidence(np.ones((1, 3), dtype=bool), probability_best=p)
+    want = [
+        p[0, i] * (0.7 + 0.3 * sum(p[0, j] / (1 - p[0, j]) for j in range(3) if j != i)) for i in range(3)
+    ]
+    assert choose("top_two", evidence, leader=0.7) == pytest.approx(want)
+    certain = Evidence(np.ones((1, 3), dtype=bool), probability_best=np.array([[1.0, 0.0, 0.0]]))
+    assert choose("top_two", certain) == pytest.approx([0.5, 0.25, 0.25])
+    alone = Evidence(np.array([[True, False]]), probability_best=np.array([[1.0, 0.0]]))
+    assert choose("top_two", alone) == [1.0, 0.0]
+
+
+def test_softmax_by_hand() -> None:
+    evidence = Evidence(np.ones((1, 3), dtype=bool), means=np.array([[0.05, 0.04, 0.0]]))
+    raw = np.exp([10.0, 8.0, 0.0])
+    assert choose("softmax", evidence) == pytest.approx((raw / raw.sum()).tolist())
+    zero = Evidence(np.ones((1, 3), dtype=bool), means=np.zeros((1, 3)))
+    assert choose("softmax", zero) == pytest.approx([1 / 3] * 3)
+    lower = Evidence(np.ones((1, 2), dtype=bool), means=np.array([[-0.05, -0.04]]))
+    assert choose("softmax", lower)[1] == pytest.approx(1 / (1 + np.exp(-2)))
+
+
+def test_ucb1_by_hand() -> None:
+    # 0.5 + sqrt(2 ln 110 / 100) = 0.807 against 0.3 + sqrt(2 ln 110 / 10) = 1.270.
+    assert choose("ucb1", evidence_of([100, 10], [50, 3])) == [0.0, 1.0]
+    assert choose("ucb1", evidence_of([1000, 1000], [500, 300])) == [1.0, 0.0]
+    assert choose("ucb1", evidence_of([10, 0, 0], [5, 0, 0])) == [0.0, 0.5, 0.5]
+    assert choose("ucb1", evidence_of([10, 10, 10], [5, 5, 1])) == [0.5, 0.5, 0.0]
+
+
+def test_ucb1_tuned_uses_the_variance() -> None:
+    # n = 500 each: ln t / n = 0.01382; V = 0.2 * 0.8 + sqrt(0.02763) = 0.3262 -> 1/4: bound 0.2588.
+    # A reward that is always 0.2 has V = 0.1662: bound 0.2479.
+    posterior = BetaPosterior.from_counts([500, 500], [100, 100], squares=[100, 20])
+    evidence = gather(frozenset(Need), posterior, np.ones((1, 2), dtype=bool))
+    assert choose("ucb1", evidence) == [0.5, 0.5]
+    assert choose("ucb1_tuned", evidence) == [1.0, 0.0]
+
+
 def test_lower_is_better_reverses() -> None:
     posterior = BetaPosterior.from_counts([100, 100], [5, 9])
     mask = np.ones((1, 2), dtype=bool)
     low = gather(frozenset(Need), posterior, mask, lower_is_better=True)
     assert choose("epsilon_greedy", low) == pytest.approx([0.9, 0.1])
     assert choose("thompson", low)[0] > 0.8
+    assert choose("ucb1", low) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
