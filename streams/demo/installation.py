@@ -38,6 +38,7 @@ DAY_MS: Final = 86_400_000
 READY_DEADLINE_S: Final = 90.0
 STOP_DEADLINE_S: Final = 30.0
 _POLL_S: Final = 0.1
+_ENDING_S: Final = 10.0
 _LOG_TAIL_LINES: Final = 15
 _HTTP_TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 _PASSED_ON: Final = (
@@ -172,9 +173,12 @@ class Installation:
             async with aiohttp.ClientSession(timeout=_HTTP_TIMEOUT) as session, session.get(url) as response:
                 text = await response.text()
         except (aiohttp.ClientError, TimeoutError) as error:
+            await self._until_ended()  # it closes its port some time before it ends
             self.require_alive()
             raise WorkerFailed(
-                f"{url} does not answer: {error!r}", where=str(self.log_file), action="read the log"
+                f"the worker does not answer at {url}; its last lines were:\n{self._log_tail()}",
+                where=str(self.log_file),
+                action="read the log",
             ) from error
         return sum(
             int(sample.value)
@@ -182,6 +186,12 @@ class Installation:
             for sample in family.samples
             if sample.name == "bandit_events_total" and sample.labels["outcome"] != "skipped"
         )
+
+    async def _until_ended(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ENDING_S):
+                    await self._process.wait()
 
     async def _start_worker(self) -> None:
         self._log = self.log_file.open("ab")
