@@ -5,7 +5,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError, for_code
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    NotCoordinatorForGroupError,
+    for_code,
+)
 
 from streams.counts import decode_key, decode_progress
 from streams.doctor.findings import Context, Finding, Level, ok
@@ -20,6 +25,11 @@ SOURCES: tuple[Literal["exposures", "conversions"], ...] = ("exposures", "conver
 COUNTS_SAMPLED = 2_000
 MANY_RECORDS = 1_000_000
 COORDINATOR_DEADLINE_S = 15.0
+_COORDINATOR_MOVES = (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    NotCoordinatorForGroupError,
+)
 START = "start one: `bandit-streams worker`"
 
 
@@ -27,13 +37,6 @@ async def check_group(context: Context) -> Sequence[Finding]:
     """See whether a worker is in the consumer group."""
     group = context.settings.group
     described = await _describe_group(context)
-    if described["error_code"]:
-        error = for_code(described["error_code"])
-        return [
-            Finding(
-                Level.FAIL, "workers", f"not to be had: {error.__name__}", f"group {group}", "see the broker"
-            )
-        ]
     members = described["members"]
     if not members:
         return [Finding(Level.FAIL, "workers", "no worker runs", f"group {group}", START)]
@@ -57,13 +60,15 @@ async def _describe_group(context: Context) -> dict[str, Any]:
         while True:
             try:
                 (response,) = await admin.describe_consumer_groups([context.settings.group])
-            except (GroupCoordinatorNotAvailableError, GroupLoadInProgressError):
+                described: dict[str, Any] = response.to_object()["groups"][0]
+                if described["error_code"]:
+                    raise for_code(described["error_code"])(context.settings.group)
+            except _COORDINATOR_MOVES:
                 if time.monotonic() > deadline_s:
                     raise
                 await asyncio.sleep(0.2)
-                continue
-            described: dict[str, Any] = response.to_object()["groups"][0]
-            return described
+            else:
+                return described
 
 
 async def check_counting(context: Context) -> Sequence[Finding]:
