@@ -404,6 +404,11 @@ class EdgeMetrics(_Registered):
         self.edge_decisions_total = self._counter(
             "edge_decisions_total", "Decisions made by the edge client, by reason.", ("reason",)
         )
+        self.edge_events_total = self._counter(
+            "edge_events_total",
+            "Events offered to the edge client, by what became of them: sent, dropped, failed.",
+            ("outcome",),
+        )
         self.edge_allocation_age_seconds = self._age(
             "edge_allocation_age_seconds", "Seconds since the allocation the edge serves was computed."
         )

@@ -183,8 +183,8 @@ class EdgeClient:
             exporter.cancel()
             with suppress(asyncio.CancelledError):
                 await exporter
-            self._export()
         await self._emitter.stop()
+        self._export()
         await self._allocations.stop()
         if self._owns_experiments:
             await self._experiments.stop()
@@ -366,5 +366,9 @@ class EdgeClient:
         for reason, count in list(self._table.decided.items()):
             metrics.edge_decisions_total.labels(reason=reason).inc(count - self._exported.get(reason, 0))
             self._exported[reason] = count
+        events = self._emitter.statistics()
+        for outcome, count in (("sent", events.sent), ("dropped", events.dropped), ("failed", events.failed)):
+            metrics.edge_events_total.labels(outcome=outcome).inc(count - self._exported.get(outcome, 0))
+            self._exported[outcome] = count
         for experiment_id, at_ms in self._table.published_ms().items():
             metrics.edge_allocation_age_seconds.mark(experiment_id, at_ms / 1000)
