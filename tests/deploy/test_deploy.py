@@ -1,6 +1,6 @@
 """The files of deploy/ agree with each other, with their formats, and with the product.
 
-``compose-spec.json`` is the Compose Specification's schema (Apache-2.0), from the Go module compose-go v2.16.2.
+``compose-spec.json`` is the Compose Specification's schema (Apache-2.0), taken from compose-go v2.16.2.
 """
 
 import json
