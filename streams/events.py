@@ -80,7 +80,11 @@ class Conversion(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timestamp: Annotated[Timestamp, Meta(description="When: epoch milliseconds, or RFC 3339 with an offset.")]
     value: Annotated[
         float,
-        Meta(description="Worth, from 0 to 1e9: an amount, or a reward from 0 to 1; read to six decimals."),
+        Meta(
+            description="Worth, from 0 to 1e9: an amount, or a reward from 0 to 1; read to six decimals.",
+            # Checked after decoding, because it has a dead letter's reason of its own.
+            extra_json_schema={"minimum": 0, "maximum": 1e9},
+        ),
     ] = 1.0
     experiment_id: Annotated[
         Identifier | None,

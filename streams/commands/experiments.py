@@ -161,7 +161,7 @@ def list_command(settings: Settings, with_archived: bool, as_json: bool) -> None
         )
     hidden = len(records) - len(shown)
     note = f"; {hidden} archived not shown, see --all" if hidden else ""
-    click.echo(f"{len(shown)} experiments{note}")
+    click.echo(f"{len(shown)} experiment{'' if len(shown) == 1 else 's'}{note}")
 
 
 @command.command("show")

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, get_args
 
@@ -48,6 +49,9 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
 
 
 def load_documents(text: str, where: str = "definition") -> list[Any]:
@@ -60,8 +64,9 @@ def load_documents(text: str, where: str = "definition") -> list[Any]:
     """
     try:
         if text.lstrip().startswith(("{", "[")):
-            found = json.loads(text, object_pairs_hook=_unique_keys)
-            return list(found) if isinstance(found, list) else [found]
+            with suppress(json.JSONDecodeError):  # else it is YAML that begins like JSON
+                found = json.loads(text, object_pairs_hook=_unique_keys)
+                return list(found) if isinstance(found, list) else [found]
         return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
