@@ -21,9 +21,9 @@ experiment's figures do not depend on its batch. Cost: O(arms) per experiment be
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -34,7 +34,7 @@ from bandit_core.allocation import allocate
 from bandit_core.assignment import derive_seed
 from bandit_core.policies import Policy as CorePolicy
 from bandit_core.policies import policy_from_definition
-from bandit_core.posteriors import BetaPosterior, BetaPrior
+from bandit_core.posteriors import BetaPosterior
 from bandit_core.probability_best import BestArm
 from bandit_core.shares import ArmStatus, ShareSettings
 from streams.allocations import Allocation, AllocationState, ArmAllocation, Trigger
@@ -72,6 +72,7 @@ class ArmInputs(Struct, frozen=True, kw_only=True):
     trials: int
     successes: int
     value_micros: int
+    value_sq_micros2: int
 
 
 class Frozen(Struct, frozen=True, kw_only=True):
@@ -165,6 +166,7 @@ def inputs_of(
                 trials=got.trials,
                 successes=got.successes,
                 value_micros=got.value_micros,
+                value_sq_micros2=got.value_sq_micros2,
             )
         )
     return Inputs(
@@ -225,6 +227,12 @@ class _SolvedPosterior(BetaPosterior):
         """Return what the batch has found, for the eligible arms it was given."""
         return self.solved
 
+    @classmethod
+    def of(cls, posterior: BetaPosterior, solved: BestArm) -> Self:
+        """Put what a batch has found beside the posterior."""
+        values: dict[str, Any] = {each.name: getattr(posterior, each.name) for each in fields(posterior)}
+        return cls(**values, solved=solved)
+
 
 class _Prepared(NamedTuple):
     position: int
@@ -267,28 +275,28 @@ def _prepare(position: int, job: Job) -> _Prepared:
     statuses = tuple(ArmStatus(arm.status) for arm in inputs.arms)
     if not any(status.eligible for status in statuses):
         statuses = (ArmStatus.ACTIVE,) * len(statuses)  # figures only: no weight follows from them
-    posterior = BetaPosterior.from_counts(
-        [arm.trials for arm in inputs.arms],
-        [arm.value_micros / inputs.cap_micros for arm in inputs.arms],
-        BetaPrior(*inputs.prior),
-    )
+    posterior = _posterior([inputs])
     return _Prepared(position, job, policy, statuses, posterior)
+
+
+def _posterior(batch: Sequence[Inputs]) -> BetaPosterior:
+    """Posterior of experiments with as many arms each; one row an experiment."""
+    return BetaPosterior.from_counts(
+        [[arm.trials for arm in inputs.arms] for inputs in batch],
+        [[arm.value_micros / inputs.cap_micros for arm in inputs.arms] for inputs in batch],
+        ([[inputs.prior[0]] for inputs in batch], [[inputs.prior[1]] for inputs in batch]),
+        squares=[[arm.value_sq_micros2 / inputs.cap_micros**2 for arm in inputs.arms] for inputs in batch],
+    )
 
 
 def _compute_batch(rows: Sequence[_Prepared], results: list[Allocation | Failure | None]) -> None:
     eligible = np.array([[status.eligible for status in row.statuses] for row in rows])
-    together = BetaPosterior(
-        np.concatenate([row.posterior.alpha for row in rows]),
-        np.concatenate([row.posterior.beta for row in rows]),
-        np.concatenate([row.posterior.data_trials for row in rows]),
-    )
+    together = _posterior([row.job.inputs for row in rows])
     best = together.best(eligible=eligible, lower_is_better=rows[0].job.inputs.lower_is_better)
     for i, row in enumerate(rows):
         here = slice(i, i + 1)
         solved = BestArm(best.probability[here], best.expected_loss[here], best.expected_best[here])
-        posterior = _SolvedPosterior(
-            row.posterior.alpha, row.posterior.beta, row.posterior.data_trials, solved
-        )
+        posterior = _SolvedPosterior.of(row.posterior, solved)
         try:
             results[row.position] = _published(row, posterior)
         except ValueError as error:
