@@ -243,7 +243,7 @@ class WorkerProcess:
     async def _allocator(self, view: ExperimentsView) -> AsyncIterator[None]:
         from streams.allocator.service import AllocatorService  # noqa: PLC0415 - a join-only worker needs no scipy
 
-        service = AllocatorService(self.settings, view=view, metrics=self.metrics, health=self.health)
+        service = AllocatorService(self.settings, view, self.metrics)
         await service.start()
         watch = asyncio.get_running_loop().create_task(service.wait_until_stopped())
         watch.add_done_callback(lambda _: self.end(service.crash_reason))

@@ -79,7 +79,9 @@ class Join:
                 return
             self._shards.own(number)
             owner = self._owner(number, partition, generation)
-            self._runners[number] = PartitionRunner(number, partition, owner, self._context, generation)
+            self._runners[number] = PartitionRunner(
+                number, partition, owner, self._context, generation, self._shards.assigned_at(number)
+            )
             self._runners[number].start()
         self._context.health.ok("start")
         self._context.health.ok("assignment")

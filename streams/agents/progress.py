@@ -155,7 +155,7 @@ class Progress:
         """Add what the owner has counted since the last report."""
         metrics, now, then = self._context.metrics, owner.statistics, self._reported
         metrics.journal_records_total.labels(kind="batch").inc(
-            now.records - then.records - (now.sweep_records - then.sweep_records) - (now.claims - then.claims)
+            now.records - then.records - (now.sweep_records - then.sweep_records)
         )
         metrics.journal_records_total.labels(kind="sweep").inc(now.sweep_records - then.sweep_records)
         metrics.journal_records_total.labels(kind="claim").inc(now.claims - then.claims)

@@ -70,10 +70,18 @@ class PartitionRunner:
         What all owner tasks of the worker share.
     generation
         The group's generation in which the partition was assigned.
+    assigned_at
+        Journal offset that the database had then.
     """
 
     def __init__(
-        self, number: int, partition: Partition, owner: Owner, context: JoinContext, generation: int
+        self,
+        number: int,
+        partition: Partition,
+        owner: Owner,
+        context: JoinContext,
+        generation: int,
+        assigned_at: int,
     ) -> None:
         self.number = number
         self.name = f"partition-{number}"
@@ -82,6 +90,7 @@ class PartitionRunner:
         self.progress = Progress(number, partition, context)
         self._context = context
         self._generation = generation
+        self._assigned_at = assigned_at
         self._tps = {topic: TP(context.topic_names[topic], number) for topic in SOURCES}
         self._logical = {name: topic for topic, name in context.topic_names.items()}
         self._epochs: Mapping[TP, int] = {}
@@ -153,7 +162,13 @@ class PartitionRunner:
             await self._verdicts.put_pending(self.partition.pending_verdicts())
             context.metrics.recovery_seconds.observe(time.monotonic() - began_s)
             context.metrics.set_partition_state(self.number, PartitionState.ACTIVE)
-            log.info("%s: owned; %s", self.name, self.progress.describe())
+            log.info(
+                "%s: owned after %.2f s; %d journal records replayed since the assignment; %s",
+                self.name,
+                time.monotonic() - began_s,
+                self.partition.head.claim - self._assigned_at,
+                self.progress.describe(),
+            )
             await self._process_all()
             await self._counts.flush()
         except _Lost as lost:
@@ -431,7 +446,7 @@ class PartitionRunner:
         for topic, tp in self._tps.items():
             fetched = consumer.fetched_to(tp)
             position = self.partition.head.positions[topic]
-            if fetched is None or fetched > position:
+            if fetched is not None and fetched > position:
                 raise _Rewind(
                     f"{tp.topic}: fetched up to {fetched}, counted up to {position}, nothing on its way"
                 )

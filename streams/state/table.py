@@ -27,7 +27,7 @@ from faust.stores.base import Store
 from faust.tables.table import Table
 from faust.types import TP
 
-from streams.errors import BanditError
+from streams.errors import BanditError, Stop
 from streams.state.errors import JournalGap, StoreCorrupt
 from streams.state.kafka_journal import KafkaJournal
 from streams.state.partition import Partition
@@ -78,6 +78,7 @@ class Shards:
         self._open: dict[int, Partition] = {}
         self._catching_up: dict[int, asyncio.Task[None]] = {}
         self._owned: set[int] = set()
+        self._assigned_at: dict[int, int] = {}
 
     def __getitem__(self, number: int) -> Partition:
         return self._open[number]
@@ -101,6 +102,7 @@ class Shards:
                 on_reset=lambda reason, number=number: self._on_reset(number, reason),  # type: ignore[misc]
             )
         await asyncio.gather(*(self._verify(number) for number in fresh))
+        self._assigned_at = {number: each.head.journal_offset for number, each in self._open.items()}
 
     async def _verify(self, number: int) -> None:
         try:
@@ -108,6 +110,10 @@ class Shards:
                 await self._open[number].verify(self.journal.log(number))
         except (BanditError, TimeoutError) as error:
             log.warning("partition %d: not compared with its journal yet (%s); its claim will", number, error)
+
+    def assigned_at(self, number: int) -> int:
+        """Journal offset that the database had when it was assigned last: what is below was not replayed."""
+        return self._assigned_at[number]
 
     def own(self, number: int) -> None:
         """Say that an owner writes and applies this partition's journal from here on."""
@@ -207,13 +213,13 @@ class _JournalStore(Store[Any, Any]):
         """Do nothing: a database is set aside where it does not match its journal, not when Faust says."""
 
     async def backup_partition(self, tp: Any, *_args: Any, **_kwargs: Any) -> None:
-        raise NotSupportedHere("backup", tp)
+        raise NotSupportedError("backup", tp)
 
     def restore_backup(self, tp: Any, *_args: Any, **_kwargs: Any) -> None:
-        raise NotSupportedHere("restore", tp)
+        raise NotSupportedError("restore", tp)
 
 
-class NotSupportedHere(BanditError):
+class NotSupportedError(Stop):
     """Faust's own backups are not used: the journal is the backup."""
 
     def __init__(self, what: str, where: object) -> None:

@@ -16,7 +16,7 @@ from streams.topics import create_topics
 from tests.harness.traffic import Sent
 
 
-def test_settings(bootstrap: str, prefix: str, folder: Path, **changes: object) -> Settings:
+def quick_settings(bootstrap: str, prefix: str, folder: Path, **changes: object) -> Settings:
     """Settings fit for tests: few partitions, quick flushes, short session time-out."""
     values: dict[str, object] = {
         "bootstrap_servers": bootstrap,
@@ -42,7 +42,7 @@ class Installation:
     Parameters
     ----------
     settings
-        From :func:`test_settings`.
+        From :func:`quick_settings`.
     """
 
     def __init__(self, settings: Settings) -> None:
