@@ -113,7 +113,7 @@ def test_every_metric_is_on_the_dashboard() -> None:
         for info in described().values()
         if not shown & {info.name, *(info.name + suffix for suffix in ("_bucket", "_sum", "_count"))}
     ]
-    assert not missing
+    assert not missing, f"add a panel to {DASHBOARD.name} for {missing}"
 
 
 def test_default_reasons_of_the_edge_match_the_alert() -> None:
