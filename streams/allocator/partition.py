@@ -388,7 +388,8 @@ class PartitionAllocator:
         return inputs_of(record, boundary_ms, counts, last)
 
     def _fail(self, experiment_id: str, boundary_ms: int) -> None:
-        """Do not try the same again before the next boundary or change."""
+        """Count it, and do not try the same again before the next boundary or change."""
+        self._metrics.allocator_failures_total.inc()
         record = self._experiments.get(experiment_id)
         before = self._handled.get(experiment_id)
         if record is not None:

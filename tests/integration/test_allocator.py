@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
-from streams.allocations import Allocation, decode_allocation
+from streams.allocations import Allocation, decode_allocation, encode_allocation
 from streams.allocator.log import LogState, Outcome, decode_claim
 from streams.allocator.service import AllocatorService
+from streams.audit import audit
 from streams.config import Settings, TopicName
 from streams.counts import (
     CountsKey,
@@ -198,25 +200,12 @@ class Processes:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, settings: Settings, worker_id: str) -> None:
-        values = settings.model_dump(
-            mode="json",
-            include={
-                "bootstrap_servers",
-                "topic_prefix",
-                "group",
-                "partitions",
-                "counts_partitions",
-                "replication_factor",
-                "min_insync_replicas",
-                "clock",
-            },
-        )
-        environment = {f"BANDIT_{name.upper()}": str(value) for name, value in values.items()}
+        environment = environment_of(settings)
         environment["BANDIT_WORKER_ID"] = worker_id
         output = (self._folder / f"{worker_id}.log").open("wb")
         with output:
             self.running[worker_id] = subprocess.Popen(
-                [sys.executable, str(PROCESS)], env=os.environ | environment, stdout=output, stderr=output
+                [sys.executable, str(PROCESS)], env=environment, stdout=output, stderr=output
             )
 
     def signal(self, worker_id: str, number: signal.Signals) -> None:
@@ -275,6 +264,47 @@ async def test_a_week_of_counts_gives_168_allocations_each_from_what_is_dated_be
         newest = (await world.edge())["banner"]
         assert newest.version == (await world.log())[-1][0].offset
         assert newest.boundary_ms == tables[-1].boundary_ms
+        report = await audit(world.settings)
+        assert (report.ok, report.compared, report.claims) == (True, 169, 2)
+        await check_a_forgery_is_found(world)
+
+
+async def check_a_forgery_is_found(world: World) -> None:
+    """Write a table with other weights under the valid claim, as nobody but an intruder would."""
+    record, allocation = (await world.log())[-1]
+    assert (await asyncio.to_thread(main_with, world.settings, "audit")) == 0
+    first, *rest = allocation.arms
+    arms = (msgspec.structs.replace(first, weight=first.weight / 2), *rest)
+    forged = encode_allocation(msgspec.structs.replace(allocation, arms=arms))
+    offset = await world.send("allocation-log", record.partition, record.key, forged)
+    report = await audit(world.settings)
+    where = [(difference.partition, difference.offset) for difference in report.differences]
+    assert set(where) == {(record.partition, offset)}
+    assert (await asyncio.to_thread(main_with, world.settings, "audit")) == 1
+
+
+def main_with(settings: Settings, *arguments: str) -> int:
+    """Run a command of the product on these settings."""
+    return subprocess.run(
+        [sys.executable, "-c", "import sys, streams.cli; sys.exit(streams.cli.main())", *arguments],
+        env=environment_of(settings),
+        check=False,
+    ).returncode
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    names = {
+        "bootstrap_servers",
+        "topic_prefix",
+        "group",
+        "partitions",
+        "counts_partitions",
+        "replication_factor",
+        "min_insync_replicas",
+        "clock",
+    }
+    values = settings.model_dump(mode="json", include=names)
+    return os.environ | {f"BANDIT_{name.upper()}": str(value) for name, value in values.items()}
 
 
 async def test_pause_and_stop_arm_reach_the_topic_within_five_seconds(
