@@ -281,6 +281,9 @@ class Metrics(_Registered):
         self.allocator_skipped_intervals_total = self._counter(
             "allocator_skipped_intervals_total", "Intervals that closed without an allocation being computed."
         )
+        self.allocator_failures_total = self._counter(
+            "allocator_failures_total", "Allocations that could not be computed; the last one stays in force."
+        )
 
     def _define_process(self, version: str) -> None:
         self.event_loop_lag_seconds = self._gauge(
