@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from streams.commands import pass_settings
+from streams.commands import Invocation, pass_settings
 from streams.config import Settings
 
 _DEFAULT_INPUT = Path(__file__).parents[2] / "data" / "open_bandit_men_random.csv.gz"
@@ -58,6 +58,7 @@ def command(
     from streams.demo.progress import Narrator  # noqa: PLC0415 - slow imports, after the options are checked
     from streams.demo.run import DemoOptions, run_demo  # noqa: PLC0415
 
+    context = click.get_current_context()
     options = DemoOptions(
         parts=("replay", "shop") if part is None else (part,),
         input_file=input_file,
@@ -65,5 +66,6 @@ def command(
         days=days,
         seed=seed,
         out_dir=out_dir,
+        config=context.ensure_object(Invocation).config,
     )
-    click.get_current_context().exit(0 if run_demo(settings, options, Narrator()) else 1)
+    context.exit(0 if run_demo(settings, options, Narrator()) else 1)

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -26,13 +26,13 @@ from typing import IO, Any, Final, Self
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from streams.config import TOPIC_NAMES, Settings
+from streams.config import CONFIG_VARIABLE, TOPIC_NAMES, Settings
 from streams.errors import Stop
 from streams.experiments.definition import ExperimentRecord
 from streams.experiments.store import ExperimentStore
 from streams.topics import admin_client, create_topics
 
-__all__ = ["Installation", "WorkerFailed", "demo_settings"]
+__all__ = ["Installation", "MakeInstallation", "WorkerFailed", "demo_settings"]
 
 DAY_MS: Final = 86_400_000
 READY_DEADLINE_S: Final = 90.0
@@ -109,6 +109,8 @@ class Installation:
         Where the worker's output goes.
     remove_topics
         Whether to delete the topics at the end: for a broker that stays.
+    config
+        Settings file for the worker, which still takes from here what :func:`demo_settings` says.
     """
 
     def __init__(
@@ -118,11 +120,13 @@ class Installation:
         *,
         log_file: Path,
         remove_topics: bool,
+        config: Path | None = None,
     ) -> None:
         self.settings = settings
         self._records = records
         self.log_file = log_file
         self._remove_topics = remove_topics
+        self._config = config
         self._log: IO[bytes] | None = None
         self._process: asyncio.subprocess.Process | None = None
 
@@ -200,7 +204,7 @@ class Installation:
             "-c",
             "import sys; from streams.cli import main; sys.exit(main())",
             "worker",
-            env=os.environ | _environment(self.settings),
+            env=os.environ | _environment(self.settings, self._config),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -243,15 +247,20 @@ class Installation:
         return "  | (no log)"
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def _environment(settings: Settings, config: Path | None) -> dict[str, str]:
     """Return what the worker process must be told; the rest it reads where the demo read it."""
-    return {f"BANDIT_{name.upper()}": str(getattr(settings, name)) for name in _PASSED_ON}
+    told = {f"BANDIT_{name.upper()}": str(getattr(settings, name)) for name in _PASSED_ON}
+    return told if config is None else told | {CONFIG_VARIABLE: str(config)}
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+MakeInstallation = Callable[[Sequence[ExperimentRecord]], Installation]
+"""Makes an installation for the experiments of a part."""
 
 
 async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:

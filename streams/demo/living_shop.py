@@ -12,6 +12,7 @@ Cost: O(visits), some tens of microseconds each; a few hundred milliseconds of w
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -20,8 +21,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from streams.config import Settings
-from streams.demo.installation import Installation
+from streams.demo.installation import Installation, MakeInstallation
 from streams.demo.openbandit import Event
 from streams.demo.part import (
     PartSummary,
@@ -155,30 +155,22 @@ class _Life:
 
 
 async def run_shop(
-    settings: Settings,
-    narrator: Narrator,
-    *,
-    days: int,
-    seed: int,
-    out_dir: Path,
-    remove_topics: bool,
+    make_installation: MakeInstallation, narrator: Narrator, *, days: int, seed: int, picture: Path
 ) -> PartSummary:
     """Simulate the shop and report.
 
     Parameters
     ----------
-    settings
-        From :func:`streams.demo.installation.demo_settings`.
+    make_installation
+        Topics, definitions and a worker for it.
     narrator
         Where to tell it.
     days
         Simulated days, at least 1.
     seed
         Of everything that is random in the shop.
-    out_dir
-        Where the picture and the worker's log go.
-    remove_topics
-        Whether to delete the topics at the end.
+    picture
+        File to draw into.
 
     Raises
     ------
@@ -192,8 +184,8 @@ async def run_shop(
     start_ms = today_ms - (days + 3) * DAY_MS  # what is delivered last is in the past as well
     records = [experiment.record(start_ms, today_ms) for experiment in experiments]
     narrator.say(
-        f"{len(experiments)} experiments with known rates, {N_EDGES} edges, {days} simulated days, about"
-        f" {VISITS_PER_HOUR} visits an hour that each see every experiment."
+        f"{len(experiments)} experiments with known rates, {N_EDGES} edges, {days * 24} simulated hours,"
+        f" about {VISITS_PER_HOUR} visits an hour that each see every experiment."
     )
     shop = Shop(
         np.random.default_rng(seed),
@@ -204,11 +196,8 @@ async def run_shop(
     )
     async with AsyncExitStack() as stack:
         with narrator.step("starting a worker and the edges"):
-            installation = await stack.enter_async_context(
-                Installation(
-                    settings, records, log_file=out_dir / "worker-shop.log", remove_topics=remove_topics
-                )
-            )
+            installation = await stack.enter_async_context(make_installation(records))
+            settings = installation.settings
             publisher = await stack.enter_async_context(Publisher(settings))
             clock = _Clock(start_ms)
             edges = [
@@ -222,13 +211,14 @@ async def run_shop(
         await _live(life, clock, start_ms, days, narrator)
         stock = await take_stock(settings, records, narrator)
     summary = stock.summary(records, time.monotonic() - started)
-    _say_result(narrator, life, stock, start_ms)
+    end_ms = start_ms + days * DAY_MS
+    courses = {e.experiment_id: _course(e, stock, start_ms, end_ms) for e in experiments}
+    _say_result(narrator, life, stock, courses)
     say_accounts(narrator, stock)
-    courses = [_course(experiment, stock, start_ms) for experiment in experiments]
+    narrator.say(f"  crossovers (a unit was shown a second arm in the same trial): {_crossovers(stock):,}")
     hours = tuple(float(i + 1) for i in range(len(life.regret_course)))
     product, equal_split = zip(*life.regret_course, strict=True)
-    picture = out_dir / "shop.png"
-    draw_shop(courses, RegretCourse(hours, product, equal_split), picture)
+    draw_shop(list(courses.values()), RegretCourse(hours, product, equal_split), picture)
     narrator.say(f"  picture: {picture}")
     return summary
 
@@ -268,7 +258,7 @@ async def _live(life: _Life, clock: _Clock, start_ms: int, days: int, narrator: 
             narrator.say(f"  an edge had trouble: {figures.events}, default decisions {defaults}")
 
 
-def _say_result(narrator: Narrator, life: _Life, stock: Stock, start_ms: int) -> None:
+def _say_result(narrator: Narrator, life: _Life, stock: Stock, courses: Mapping[str, Course]) -> None:
     total = Regret()
     for experiment in life.experiments:
         name = experiment.experiment_id
@@ -277,7 +267,7 @@ def _say_result(narrator: Narrator, life: _Life, stock: Stock, start_ms: int) ->
         narrator.say(experiment.title)
         comparison = _comparison(experiment, stock) if experiment.policy.comparison else None
         narrator.console.print(shop_table(history[-1], experiment.rates, comparison))
-        say_courses(narrator, _course(experiment, stock, start_ms).weights)
+        say_courses(narrator, courses[name].weights)
         regret = life.regret[name]
         narrator.say(f"  {_say_regret(regret)}")
         total.product += regret.product
@@ -311,12 +301,17 @@ def _comparison(experiment: ShopExperiment, stock: Stock) -> tuple[int, int]:
     return sum(cell.trials for cell in cells), successes
 
 
-def _course(experiment: ShopExperiment, stock: Stock, start_ms: int) -> Course:
-    """Weights over time, from the allocation log."""
-    history = stock.allocations[experiment.experiment_id]
+def _course(experiment: ShopExperiment, stock: Stock, start_ms: int, end_ms: int) -> Course:
+    """Weights over time while the shop was open, from the allocation log."""
+    history = [a for a in stock.allocations[experiment.experiment_id] if a.boundary_ms <= end_ms]
     weights = {
         arm_id: tuple(arm.weight for table in history for arm in table.arms if arm.arm_id == arm_id)
         for arm_id in experiment.rates
     }
     hours = tuple((table.boundary_ms - start_ms) / HOUR_MS for table in history)
     return Course(experiment.title, hours, weights, experiment.best_arm, experiment.policy.comparison)
+
+
+def _crossovers(stock: Stock) -> int:
+    """Exposures that showed a unit a second arm in the same trial."""
+    return sum(cell.crossovers for key, cell in stock.counted.cells.items() if key.view == "steering")

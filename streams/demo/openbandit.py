@@ -69,6 +69,8 @@ class LoggedEvents(NamedTuple):
 
     Attributes
     ----------
+    name
+        Of the file.
     exposures, conversions
         Sorted by time.
     arm_ids
@@ -81,6 +83,7 @@ class LoggedEvents(NamedTuple):
         Least and greatest time of a readable row.
     """
 
+    name: str
     exposures: list[Event]
     conversions: list[Event]
     arm_ids: tuple[str, ...]
@@ -127,7 +130,8 @@ def load_logged_events(path: Path) -> LoggedEvents:
     exposures.sort(key=lambda event: event.timestamp_ms)
     conversions.sort(key=lambda event: event.timestamp_ms)
     arms = tuple(sorted(arm_ids, key=_numbers_first))
-    return LoggedEvents(exposures, conversions, arms, len(conversions), unreadable, first_ms, last_ms)
+    n_clicks = len(conversions)
+    return LoggedEvents(path.name, exposures, conversions, arms, n_clicks, unreadable, first_ms, last_ms)
 
 
 def replay_experiment(events: LoggedEvents, created_at_ms: int) -> ExperimentRecord:

@@ -78,7 +78,9 @@ def draw_shop(courses: Sequence[Course], regret: RegretCourse, path: Path) -> No
     for panel, course in zip(panels, courses, strict=False):
         days = [hour / 24 for hour in course.hours]
         labels = [f"{arm} (best)" if arm == course.best_arm else arm for arm in course.weights]
-        panel.stackplot(days, *course.weights.values(), labels=labels, alpha=0.85)
+        panel.stackplot(days, *course.weights.values(), labels=labels, step="post", alpha=0.85)
+        if course.comparison:
+            panel.fill_between(days, 1.0 - course.comparison, 1.0, color="lightgray", label="no arm")
         panel.set_title(course.title, fontsize=10, loc="left")
         panel.set_ylabel("share of visitors")
         panel.set_ylim(0.0, 1.0)

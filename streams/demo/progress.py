@@ -79,7 +79,7 @@ class Narrator:
 
     def say(self, text: str) -> None:
         """Print a line as it is."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def step(self, text: str, total: int | None = None) -> Iterator[Step]:

@@ -11,16 +11,14 @@ import asyncio
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from streams.allocations import Allocation
-from streams.config import Settings
 from streams.demo.conclusions import Arm, conclude, sentences
-from streams.demo.installation import Installation
-from streams.demo.openbandit import EXPERIMENT_ID, LoggedEvents, load_logged_events, replay_experiment
+from streams.demo.installation import Installation, MakeInstallation
+from streams.demo.openbandit import EXPERIMENT_ID, LoggedEvents, replay_experiment
 from streams.demo.part import PartSummary, last_boundaries, take_stock, until_allocated, until_counted
 from streams.demo.progress import Narrator
 from streams.demo.publisher import Publisher
@@ -37,48 +35,34 @@ _MARKERS_A_PARTITION: Final = 2
 
 
 async def run_replay(
-    settings: Settings,
-    narrator: Narrator,
-    *,
-    input_file: Path,
-    out_dir: Path,
-    remove_topics: bool,
-    seed: int,
+    make_installation: MakeInstallation, narrator: Narrator, events: LoggedEvents, *, seed: int
 ) -> PartSummary:
     """Replay a file and report.
 
     Parameters
     ----------
-    settings
-        From :func:`streams.demo.installation.demo_settings`.
+    make_installation
+        Topics, definitions and a worker for it.
     narrator
         Where to tell it.
-    input_file
-        CSV of impressions.
-    out_dir
-        Where the worker's log goes.
-    remove_topics
-        Whether to delete the topics at the end.
+    events
+        What was logged.
     seed
         For the permutation test.
 
     Raises
     ------
-    InputUnreadable, WorkerFailed, DeadlineExceeded
-        The input is no such file; the worker ended; nothing moved for a minute.
+    WorkerFailed, DeadlineExceeded
+        The worker ended; nothing moved for a minute.
     """
     started = time.monotonic()
     narrator.title("Part 1: real impressions and clicks, replayed")
-    events = load_logged_events(input_file)
     record = replay_experiment(events, time.time_ns() // 1_000_000)
-    _say_input(narrator, input_file, events)
+    _say_input(narrator, events)
     async with AsyncExitStack() as stack:
         with narrator.step("starting a worker"):
-            installation = await stack.enter_async_context(
-                Installation(
-                    settings, [record], log_file=out_dir / "worker-replay.log", remove_topics=remove_topics
-                )
-            )
+            installation = await stack.enter_async_context(make_installation([record]))
+        settings = installation.settings
         edge = await stack.enter_async_context(EdgeClient(settings, clock_ms=lambda: events.last_ms))
         await _feed(installation, edge, events, record, narrator)
         stock = await take_stock(settings, [record], narrator)
@@ -93,10 +77,10 @@ async def run_replay(
     return summary
 
 
-def _say_input(narrator: Narrator, input_file: Path, events: LoggedEvents) -> None:
+def _say_input(narrator: Narrator, events: LoggedEvents) -> None:
     hours = events.last_ms // HOUR_MS - events.first_ms // HOUR_MS + 1
     narrator.say(
-        f"{input_file.name}: {len(events.exposures):,} impressions of {len(events.arm_ids)} items,"
+        f"{events.name}: {len(events.exposures):,} impressions of {len(events.arm_ids)} items,"
         f" {events.clicks:,} clicks, {hours:,} hours. Each row is a unit of its own: the data name no user."
     )
     if events.unreadable:

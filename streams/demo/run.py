@@ -5,16 +5,22 @@ Cost: a few minutes on two cores, of which the first run of all spends some seco
 
 import asyncio
 import secrets
+import signal
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 from msgspec import Struct
 
 from streams.config import Settings
-from streams.demo.installation import demo_settings
+from streams.demo.installation import Installation, demo_settings
 from streams.demo.living_shop import run_shop
+from streams.demo.openbandit import LoggedEvents, load_logged_events
 from streams.demo.part import PartSummary
 from streams.demo.progress import Narrator
 from streams.demo.replay import run_replay
@@ -43,6 +49,8 @@ class DemoOptions(Struct, frozen=True, kw_only=True):
         Of everything random.
     out_dir
         Where the picture and the workers' logs go; made if it is not there.
+    config
+        Settings file that the worker is to read, too.
     """
 
     parts: tuple[PartName, ...]
@@ -51,6 +59,7 @@ class DemoOptions(Struct, frozen=True, kw_only=True):
     days: int
     seed: int
     out_dir: Path
+    config: Path | None = None
 
 
 def run_demo(settings: Settings, options: DemoOptions, narrator: Narrator) -> bool:
@@ -64,18 +73,39 @@ def run_demo(settings: Settings, options: DemoOptions, narrator: Narrator) -> bo
     started = time.monotonic()
     options.out_dir.mkdir(parents=True, exist_ok=True)
     summaries: dict[str, PartSummary] = {}
-    with kafka(options.bootstrap, report=narrator.say) as broker:
+    logged = load_logged_events(options.input_file) if "replay" in options.parts else None
+    with _terminable(), kafka(options.bootstrap, report=narrator.say) as broker:
         narrator.say(f"Kafka: {broker.bootstrap_servers} ({broker.kind})")
         for part in options.parts:
-            summaries[part] = asyncio.run(_run_part(part, settings, options, broker, narrator))
+            summaries[part] = asyncio.run(_run_part(part, settings, options, broker, narrator, logged))
     total = _total(list(summaries.values()), time.monotonic() - started)
     narrator.say("")
     narrator.say(summary_line(total, summaries))
     return total.counts_equal_oracle
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the demo as Ctrl-C does, so that worker and broker end with it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 async def _run_part(
-    part: PartName, settings: Settings, options: DemoOptions, broker: Broker, narrator: Narrator
+    part: PartName,
+    settings: Settings,
+    options: DemoOptions,
+    broker: Broker,
+    narrator: Narrator,
+    logged: LoggedEvents | None,
 ) -> PartSummary:
     data_dir = Path(tempfile.mkdtemp(prefix="bandit-demo-"))
     own = demo_settings(
@@ -84,23 +114,21 @@ async def _run_part(
         prefix=f"demo-{secrets.token_hex(3)}-{part}-",
         data_dir=data_dir,
     )
-    remove_topics = broker.kind == "given"
-    if part == "replay":
-        return await run_replay(
-            own,
-            narrator,
-            input_file=options.input_file,
-            out_dir=options.out_dir,
-            remove_topics=remove_topics,
-            seed=options.seed,
-        )
-    return await run_shop(
+    make_installation = partial(
+        Installation,
         own,
+        log_file=options.out_dir / f"worker-{part}.log",
+        config=options.config,
+        remove_topics=broker.kind == "given",
+    )
+    if logged is not None and part == "replay":
+        return await run_replay(make_installation, narrator, logged, seed=options.seed)
+    return await run_shop(
+        make_installation,
         narrator,
         days=options.days,
         seed=options.seed,
-        out_dir=options.out_dir,
-        remove_topics=remove_topics,
+        picture=options.out_dir / "shop.png",
     )
 
 

@@ -94,7 +94,7 @@ def shop_experiments() -> tuple[ShopExperiment, ...]:
         ShopExperiment(
             experiment_id="checkout-button",
             title="checkout button: three colours (Thompson sampling)",
-            rates={"grey": 0.040, "green": 0.048, "orange": 0.068},
+            rates={"grey": 0.040, "green": 0.047, "orange": 0.058},
             base_rate=0.040,
             metric="order",
             mean_delay_ms=4 * MINUTE_MS,
@@ -104,7 +104,7 @@ def shop_experiments() -> tuple[ShopExperiment, ...]:
         ShopExperiment(
             experiment_id="teaser",
             title="teaser: three texts (epsilon-greedy, 10% see no teaser)",
-            rates={"plain": 0.100, "story": 0.140, "price": 0.115},
+            rates={"plain": 0.100, "story": 0.130, "price": 0.112},
             base_rate=0.090,
             metric="product-view",
             mean_delay_ms=MINUTE_MS,
@@ -114,7 +114,7 @@ def shop_experiments() -> tuple[ShopExperiment, ...]:
         ShopExperiment(
             experiment_id="shipping",
             title="free shipping: conversions come hours later (Thompson sampling)",
-            rates={"paid": 0.050, "free-over-50": 0.075},
+            rates={"paid": 0.050, "free-over-50": 0.065},
             base_rate=0.050,
             metric="delivery-paid",
             mean_delay_ms=6 * HOUR_MS,
