@@ -35,7 +35,7 @@ MATCHER = re.compile(r'([a-z_]+)\s*(=~|!=|!~|=)\s*"([^"]*)"')
 GROUPING = re.compile(r"\bby \(([^)]*)\)")
 TARGET_LABELS = {"job", "instance", "le"}  # put there by Prometheus
 CLOSED = {
-    "outcome": set(OUTCOMES),
+    "outcome": {*OUTCOMES, "sent", "dropped", "failed"},
     "state": {state.value for state in PartitionState},
     "kind": set(JOURNAL_KINDS),
     "topic": set(SOURCE_TOPICS),
