@@ -14,7 +14,7 @@ import msgspec
 
 from streams.commands import pass_settings
 from streams.config import Settings
-from streams.errors import ConfigError, DefinitionInvalid
+from streams.errors import ConfigError, DefinitionInvalid, LifecycleError
 from streams.experiments import lifecycle
 from streams.experiments.changes import Change, apply_definition
 from streams.experiments.definition import ExperimentRecord
@@ -199,7 +199,12 @@ def clone(settings: Settings, experiment_id: str, new_id: str) -> None:
     """Make a draft NEW_ID with the definition of experiment ID."""
 
     async def use(store: ExperimentStore) -> ExperimentRecord:
-        return await store.write(lifecycle.clone(store.get(experiment_id), new_id, now_ms=_now_ms()))
+        copy = lifecycle.clone(store.get(experiment_id), new_id, now_ms=_now_ms())
+        if store.find(new_id) is not None:
+            raise LifecycleError(
+                f"experiment {new_id} exists already", action="choose another id; ids are never used again"
+            )
+        return await store.write(copy)
 
     record = _with_store(settings, use)
     click.echo(f"{record.experiment_id}: draft made from {experiment_id}")
