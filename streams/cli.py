@@ -9,6 +9,7 @@ Cost: ``--help`` imports click and nothing of the product that talks to Kafka.
 """
 
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -147,7 +148,8 @@ def _show_unexpected(error: Exception, *, debug: bool) -> int:
     if explained is not None:
         _show(explained, debug=debug)
         return explained.exit_code
-    if debug:
+    # What serves (worker, kafka) logs at info and cannot just be run again: its log must have the traceback.
+    if debug or logging.getLogger().isEnabledFor(logging.INFO):
         traceback.print_exception(error)
     click.echo(f"unexpected error: {type(error).__name__}: {error}", err=True)
     click.echo("  what to do: run the same command with --debug and report the traceback", err=True)

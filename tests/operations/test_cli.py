@@ -126,6 +126,8 @@ def test_an_unexpected_error_is_one_message_and_exit_70(
     assert "ZeroDivisionError: division of nothing" in err
     assert "--debug" in err
     assert "Traceback" not in err
+    assert cli.main(["--log-level", "info", "trial"]) == cli.EXIT_UNEXPECTED
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
