@@ -162,6 +162,7 @@ class WorkerProcess:
             kafka_options=settings.kafka_options(),
             max_record_bytes=settings.journal_max_message_bytes,
         )
+        queues: list[asyncio.Queue[Any]] = []
         context = JoinContext(
             settings=settings,
             metrics=self.metrics,
@@ -173,6 +174,7 @@ class WorkerProcess:
             source=source,
             consumer=lambda: cast("ChunkConsumer", app.consumer),
             crash=self.end,
+            has_undelivered=lambda: any(not queue.empty() for queue in queues),
         )
         shards = Shards(
             settings.data_dir / settings.group,
@@ -196,6 +198,7 @@ class WorkerProcess:
 
         @app.agent(sources, name="join")
         async def receive(stream: Any) -> None:
+            queues[:] = [stream.channel.queue]
             async for chunk in stream:
                 join.accept(cast("Chunk", chunk))
 

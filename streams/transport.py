@@ -27,6 +27,7 @@ from faust.types.transports import ConsumerT, ProducerT
 from streams.errors import BrokerUnavailable
 
 BUSY_POLL_S = 0.02
+SEEK_DEADLINE_S = 30.0
 
 __all__ = ["Chunk", "ChunkConsumer", "ChunkConsumerThread", "ChunkProducer", "ChunkTransport"]
 
@@ -46,11 +47,7 @@ class Chunk(NamedTuple):
     epoch: int
     records: Sequence[ConsumerRecord[bytes, bytes]]
     highwater: int
-
-    @property
-    def offset(self) -> int:
-        """Offset of the last record: what Faust takes for the message's offset."""
-        return self.next - 1
+    number: int  # of the chunk in this process; what Faust takes for an offset, so that it never goes back
 
 
 class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
@@ -62,6 +59,7 @@ class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
         super().__post_init__()
         self._positions: dict[TP, int] = {}
         self._epochs: dict[TP, int] = {}
+        self._n_chunks = 0
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         options = transport.kafka_options
@@ -89,17 +87,22 @@ class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
         self._positions.clear()
         await super().on_partitions_revoked(revoked)
 
-    async def _seek_wait(self, consumer: Any, partitions: Mapping[TP, int]) -> None:
-        for tp, offset in partitions.items():
-            if not self.consumer.is_changelog(tp):
-                self._positions[tp] = offset
-                self._epochs[tp] = self._epochs.get(tp, 0) + 1
-        await super()._seek_wait(consumer, partitions)
-
     async def seek_sources(self, offsets: Mapping[TP, int]) -> dict[TP, int]:
         """Seek source partitions; return the epoch that chunks fetched from here on carry."""
-        await self.call_thread(self._seek_wait, self._ensure_consumer(), offsets)
+        await self.call_thread(self._seek_sources, offsets)
         return {tp: self._epochs[tp] for tp in offsets}
+
+    async def _seek_sources(self, offsets: Mapping[TP, int]) -> None:
+        # Not Faust's own _seek_wait: that sets the offset below which Faust drops messages, and a chunk of
+        # before
+        # the seek, delivered after it, would raise it again.
+        consumer = self._ensure_consumer()
+        for tp, offset in offsets.items():
+            self._positions[tp] = offset
+            self._epochs[tp] = self._epochs.get(tp, 0) + 1
+            consumer.seek(tp, offset)
+        async with asyncio.timeout(SEEK_DEADLINE_S):
+            await asyncio.gather(*(consumer.position(tp) for tp in offsets))
 
     async def is_member(self, generation: int) -> bool:
         """Ask the group's coordinator now whether this worker is still a member with that generation.
@@ -145,6 +148,7 @@ class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
             return []  # fetched before the journal's position was known; the seek to it is still to come
         state = consumer._subscription.subscription.assignment.state_value(tp)
         following = self._positions[tp] = state.position
+        self._n_chunks += 1
         return [
             Chunk(
                 tp.topic,
@@ -154,6 +158,7 @@ class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
                 self._epochs[tp],
                 records,
                 state.highwater or following,
+                self._n_chunks,
             )
         ]
 
@@ -218,7 +223,7 @@ class ChunkConsumer(driver.Consumer):
         return ConsumerMessage(
             record.topic,
             record.partition,
-            record.offset,
+            record.number,
             0.0,
             0,
             [],

@@ -32,6 +32,8 @@ class JoinContext:
         Faust's consumer; a callable, because Faust makes it late.
     crash
         Ends the worker with this error: for what no retry in place can mend.
+    has_undelivered
+        Whether Faust holds chunks that it has not handed over yet.
     clock_ms
         Wall clock, epoch ms; only claims and idleness look at it.
     """
@@ -46,9 +48,14 @@ class JoinContext:
     source: SourceTopics
     consumer: Callable[[], ChunkConsumer]
     crash: Callable[[BaseException], None]
+    has_undelivered: Callable[[], bool]
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     limits: Limits = field(init=False)
     topic_names: dict[str, str] = field(init=False)
+    # One step a turn of the event loop: without it all partitions compute in the same turn, and Faust,
+    # which needs
+    # several turns to hand over a chunk, starves.
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _synced: list[int] = field(default_factory=lambda: [-1], init=False)  # revision of the view
 
     def __post_init__(self) -> None:

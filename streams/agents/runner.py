@@ -348,7 +348,7 @@ class PartitionRunner:
             next=following,
             records=[SourceRecord(r.offset, r.key, r.value, r.timestamp, r.headers) for r in records],
         )
-        with self.progress.timed("step"):
+        async with context.turn:
             result = await self._step(batch)
         await self._reroute(topic, records, result.reroutes)
         self.owner.dead_lettered(self._verdicts.through)
@@ -390,15 +390,16 @@ class PartitionRunner:
 
     def _run_step(self, batch: Batch, *, final: bool) -> StepResult:
         partition, context = self.partition, self._context
-        return run_step(
-            batch,
-            partition.head,
-            context.definitions,
-            context.limits,
-            partition.get_units,
-            partition.get_cells,
-            final=final,
-        )
+        with self.progress.timed("step"):
+            return run_step(
+                batch,
+                partition.head,
+                context.definitions,
+                context.limits,
+                partition.get_units,
+                partition.get_cells,
+                final=final,
+            )
 
     async def _reroute(self, topic: str, records: Sequence[Record], offsets: Sequence[int]) -> None:
         if not offsets:
@@ -440,7 +441,7 @@ class PartitionRunner:
             await asyncio.sleep(0)
 
     async def _find_lost_chunk(self) -> None:
-        if time.monotonic() - self._last_chunk_s < LOST_AFTER_S:
+        if time.monotonic() - self._last_chunk_s < LOST_AFTER_S or self._context.has_undelivered():
             return
         consumer = self._context.consumer()
         for topic, tp in self._tps.items():
