@@ -1,6 +1,7 @@
 """The allocator on a real Kafka: a week of boundaries, killed and paused owners, changes at once."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -90,10 +91,11 @@ class World:
         for source_partition in range(self.settings.partitions):
             cells = {}
             for arm_id, rate in RATES.items():
-                key = CellKey(experiment_id, 1, "steering", "click", arm_id, "", "bandit", 0, hour)
                 now, later = rate - rate // 2, rate // 2
                 lags = {0: increments(now), 1: increments(later)} if late else {0: increments(now)}
-                cells[key] = Cell(100, 0, lags)
+                for view in ("steering", "reporting"):
+                    key = CellKey(experiment_id, 1, view, "click", arm_id, "", "bandit", hour, hour)
+                    cells[key] = Cell(100, 0, lags)
             counts_key = CountsKey(experiment_id, source_partition, hour)
             raw = encode_counts(counts_key, CountsRecord(self.next_order(), cells))
             await self.send("counts", self.partition(experiment_id), encode_key(counts_key), raw)
@@ -267,6 +269,30 @@ async def test_a_week_of_counts_gives_168_allocations_each_from_what_is_dated_be
         report = await audit(world.settings)
         assert (report.ok, report.compared, report.claims) == (True, 169, 2)
         await check_a_forgery_is_found(world)
+        await check_results_are_shown(world)
+
+
+async def check_results_are_shown(world: World) -> None:
+    found = json.loads(await asyncio.to_thread(output_of, world.settings, "results", "banner", "--json"))
+    n_trials = world.settings.partitions * 168 * 100
+    assert [arm["trials"] for arm in found["arms"]] == [n_trials] * 3
+    assert [arm["weight"] for arm in found["arms"]] == [
+        arm.weight for arm in (await world.edge())["banner"].arms
+    ]
+    text = await asyncio.to_thread(output_of, world.settings, "results", "banner")
+    assert "P(best)" in text
+    assert "Shares changed 167 times" in text
+
+
+def output_of(settings: Settings, *arguments: str) -> str:
+    """Run a command of the product on these settings and return what it prints."""
+    return subprocess.run(
+        [sys.executable, "-c", "import sys, streams.cli; sys.exit(streams.cli.main())", *arguments],
+        env=environment_of(settings),
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
 
 
 async def check_a_forgery_is_found(world: World) -> None:
