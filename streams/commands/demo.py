@@ -1,5 +1,6 @@
 """``bandit-streams demo``: the product on real input and on a simulated shop."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +56,7 @@ def command(
     allocations and emit events. Both go through a real Kafka and a worker process. The last line is `summary:
     {...}`; the exit status is 0 if all counts equal those of an independent program.
     """
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it reports what it then retries as errors
     from streams.demo.progress import Narrator  # noqa: PLC0415 - slow imports, after the options are checked
     from streams.demo.run import DemoOptions, run_demo  # noqa: PLC0415
 

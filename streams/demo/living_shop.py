@@ -155,7 +155,13 @@ class _Life:
 
 
 async def run_shop(
-    make_installation: MakeInstallation, narrator: Narrator, *, days: int, seed: int, picture: Path
+    make_installation: MakeInstallation,
+    narrator: Narrator,
+    *,
+    days: int,
+    seed: int,
+    picture: Path,
+    visits_per_hour: int = VISITS_PER_HOUR,
 ) -> PartSummary:
     """Simulate the shop and report.
 
@@ -171,6 +177,8 @@ async def run_shop(
         Of everything that is random in the shop.
     picture
         File to draw into.
+    visits_per_hour
+        Mean over the day; every visit sees every experiment.
 
     Raises
     ------
@@ -185,12 +193,12 @@ async def run_shop(
     records = [experiment.record(start_ms, today_ms) for experiment in experiments]
     narrator.say(
         f"{len(experiments)} experiments with known rates, {N_EDGES} edges, {days * 24} simulated hours,"
-        f" about {VISITS_PER_HOUR} visits an hour that each see every experiment."
+        f" about {visits_per_hour} visits an hour that each see every experiment."
     )
     shop = Shop(
         np.random.default_rng(seed),
         experiments,
-        visits_per_hour=VISITS_PER_HOUR,
+        visits_per_hour=visits_per_hour,
         n_edges=N_EDGES,
         mishaps=Mishaps(),
     )

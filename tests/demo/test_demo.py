@@ -1,0 +1,129 @@
+"""The demo itself, with a real Kafka and a real worker process."""
+
+import asyncio
+import functools
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from rich.console import Console
+
+from streams.config import Settings
+from streams.demo.installation import Installation, demo_settings
+from streams.demo.living_shop import run_shop
+from streams.demo.progress import Narrator
+from streams.embedded import Broker
+
+pytestmark = pytest.mark.integration
+
+DATA = Path(__file__).parents[2] / "data" / "open_bandit_men_random.csv.gz"
+SHOP_PREFIX = "demo-test-shop-"
+
+
+def first_rows(folder: Path, n: int, *more: str) -> Path:
+    lines = gzip.decompress(DATA.read_bytes()).decode().splitlines()[: n + 1]
+    path = folder / "rows.csv.gz"
+    path.write_bytes(gzip.compress("\n".join([*lines, *more, ""]).encode()))
+    return path
+
+
+def run_command(broker: Broker, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from streams.cli import main; sys.exit(main())",
+            "demo",
+            *arguments,
+        ],
+        env=os.environ | {"KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+async def topics(broker: Broker) -> list[str]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    await admin.start()
+    try:
+        return list(await admin.list_topics())
+    finally:
+        await admin.close()
+
+
+def summary_of(output: str) -> dict[str, Any]:
+    last = output.splitlines()[-1]
+    assert last.startswith("summary: ")
+    figures: dict[str, Any] = json.loads(last.removeprefix("summary: "))
+    return figures
+
+
+def test_replay_of_the_first_rows_counts_every_row_and_says_so(broker: Broker, tmp_path: Path) -> None:
+    rows = first_rows(tmp_path, 500, "no impression at all", "2019-11-24 07:00:00+00:00,2,1,7,0.1,a,b,c,d")
+    done = run_command(broker, "--part", "replay", "--input", str(rows), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = summary_of(done.stdout)
+    lines = gzip.decompress(rows.read_bytes()).decode().splitlines()[1:501]
+    clicks = sum(line.split(",")[3] == "1" for line in lines)
+    hours = (int(lines[-1][11:13]) - int(lines[0][11:13])) % 24 + 1  # the first 500 rows are of one day
+    assert lines[0][:10] == lines[-1][:10]
+    del figures["seconds"], figures["parts"]
+    assert figures == {
+        "events": 502 + clicks,
+        "exposures": 502,
+        "conversions": clicks,
+        "trials": 500,
+        "successes": clicks,
+        "duplicates": 0,
+        "dead_letters": 2,
+        "allocations": hours,
+        "counts_equal_oracle": True,
+    }
+    assert "What may be concluded" in done.stdout
+    assert "invalid_field" in done.stdout
+    assert not [name for name in asyncio.run(topics(broker)) if name.startswith("demo-")]
+
+
+def test_an_input_that_is_none_is_refused_before_anything_is_started(broker: Broker, tmp_path: Path) -> None:
+    done = run_command(broker, "--part", "replay", "--input", str(tmp_path / "none.csv"))
+    assert done.returncode == 65
+    assert "cannot be read" in done.stderr
+    assert "what to do: " in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.slow
+async def test_the_shop_learns_the_better_arms_through_kafka_alone(broker: Broker, tmp_path: Path) -> None:
+    text = io.StringIO()
+    settings = demo_settings(
+        Settings(),
+        bootstrap_servers=broker.bootstrap_servers,
+        prefix=SHOP_PREFIX,
+        data_dir=tmp_path / "data",
+    )
+    make = functools.partial(Installation, settings, log_file=tmp_path / "worker.log", remove_topics=True)
+    narrator = Narrator(Console(file=text, width=120, highlight=False))
+    picture = tmp_path / "shop.png"
+    summary = await run_shop(make, narrator, days=2, seed=7, picture=picture, visits_per_hour=60)
+    assert summary.counts_equal_oracle, text.getvalue()
+    assert summary.duplicates > 0
+    assert summary.dead_letters > 0
+    assert summary.events == summary.exposures + summary.conversions
+    assert 0 < summary.successes < summary.trials <= summary.exposures
+    assert summary.allocations >= 3 * 48
+    output = text.getvalue()
+    assert "had trouble" not in output, output
+    assert "late" in output
+    assert "undecodable" in output
+    assert picture.stat().st_size > 10_000
+    assert not (tmp_path / "data").exists()
+    assert not [name for name in await topics(broker) if name.startswith(SHOP_PREFIX)]
