@@ -66,6 +66,8 @@ def create_faust_app(settings: Settings) -> faust.App:
         topic_disable_leader=True,
         consumer_auto_offset_reset="earliest",
         stream_wait_empty=False,
+        # Nothing is committed; this is also the pace of a check that only looks at committed offsets.
+        broker_commit_interval=3600.0,
         stream_recovery_delay=0.0,
         # Messages are chunks of up to a megabyte and journal records of up to several.
         stream_buffer_maxsize=32,

@@ -60,6 +60,8 @@ class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
         self._positions: dict[TP, int] = {}
         self._epochs: dict[TP, int] = {}
         self._n_chunks = 0
+        self._n_fetches = 0
+        self._fetch_of: dict[TP, int] = {}
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         options = transport.kafka_options
@@ -130,6 +132,10 @@ class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
         """Offset up to which ``tp`` was fetched since its last seek; None before one."""
         return self._positions.get(tp)
 
+    def is_handed_over(self, tp: TP) -> bool:
+        """Whether Faust is through with the fetch that last had a chunk of ``tp``; it takes one by one."""
+        return self._n_fetches > self._fetch_of.get(tp, 0)
+
     async def _fetch_records(
         self,
         consumer: Any,
@@ -137,6 +143,7 @@ class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
         timeout: float | None = None,
         max_records: int | None = None,
     ) -> dict[TP, Any]:
+        self._n_fetches += 1
         fetched = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
         return {tp: self._chunked(consumer, tp, records) for tp, records in fetched.items()}
 
@@ -149,6 +156,7 @@ class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
         state = consumer._subscription.subscription.assignment.state_value(tp)
         following = self._positions[tp] = state.position
         self._n_chunks += 1
+        self._fetch_of[tp] = self._n_fetches
         return [
             Chunk(
                 tp.topic,
@@ -203,6 +211,10 @@ class ChunkConsumer(driver.Consumer):
     def fetched_to(self, tp: TP) -> int | None:
         """Offset up to which ``tp`` was fetched since its last seek; None before one."""
         return self._thread.fetched_to(tp)
+
+    def is_handed_over(self, tp: TP) -> bool:
+        """Whether Faust has handed over, or dropped, every chunk of ``tp`` that was fetched."""
+        return self._thread.is_handed_over(tp)
 
     async def perform_seek(self) -> None:
         """Do nothing: the positions are the journal's, and each partition's owner seeks after its claim."""

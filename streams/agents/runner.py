@@ -447,7 +447,7 @@ class PartitionRunner:
         for topic, tp in self._tps.items():
             fetched = consumer.fetched_to(tp)
             position = self.partition.head.positions[topic]
-            if fetched is not None and fetched > position:
+            if fetched is not None and fetched > position and consumer.is_handed_over(tp):
                 raise _Rewind(
                     f"{tp.topic}: fetched up to {fetched}, counted up to {position}, nothing on its way"
                 )

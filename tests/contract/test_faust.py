@@ -87,6 +87,11 @@ class TestConsumer:
         assert driver.Consumer._getmany is not ChunkConsumer._getmany
         assert issubclass(ChunkConsumerThread, driver.AIOKafkaConsumerThread)
 
+    def test_one_fetch_is_handed_over_before_the_next_begins(self) -> None:
+        text = source(Consumer._drain_messages)
+        assert text.index("getmany(timeout=1.0)") < text.index("async for tp, message in ait:")
+        assert "await self._wait_next_records(timeout)" in source(Consumer.getmany)
+
     def test_the_scheduler_hands_on_any_objects_by_partition(self) -> None:
         scheduler: Any = DefaultSchedulingStrategy  # abstract in its annotations only
         tp_a, tp_b = TP("a", 0), TP("b", 1)
