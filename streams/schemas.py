@@ -94,6 +94,36 @@ def json_schemas() -> dict[str, dict[str, Any]]:
     return found
 
 
+def field_table(event: type[msgspec.Struct]) -> str:
+    """Return a Markdown table of an event's fields, as docs/producers.md has it."""
+    schema = msgspec.json.schema(event)["$defs"][event.__name__]
+    rows = ["| field | type | | meaning |", "|---|---|---|---|"]
+    for name, field in schema["properties"].items():
+        need = "required" if name in schema["required"] else _default(field["default"])
+        rows.append(f"| `{name}` | {_type_words(field)} | {need} | {field['description']} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(value: object) -> str:
+    return "optional" if value is None else f"default `{json.dumps(value)}`"
+
+
+def _type_words(field: dict[str, Any]) -> str:
+    if "anyOf" in field:
+        return " or ".join(_type_words(option) for option in field["anyOf"] if option.get("type") != "null")
+    if "enum" in field:
+        return " or ".join(f"`{option}`" for option in field["enum"])
+    words = {"integer": "whole number", "object": "object of strings"}.get(field["type"], field["type"])
+    if field.get("format") == "date-time":
+        return "RFC 3339 string"
+    if "maxLength" in field:
+        words += f", {field.get('minLength', 0)} to {field['maxLength']} characters"
+    for key, symbol in (("exclusiveMinimum", ">"), ("minimum", "≥"), ("maximum", "≤")):
+        if key in field:
+            words += f", {symbol} {field[key]:g}"
+    return str(words)
+
+
 def asyncapi() -> dict[str, Any]:
     """Return the AsyncAPI 3.0 document of the public topics; payloads point at the JSON Schemas beside it."""
     channels: dict[str, Any] = {}
