@@ -27,36 +27,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from streams.errors import Retry
-from streams.join.cells import GROUPS, HOUR_MS, Cell, CellDelta, CellKey, View, cells_of
+from streams.join.cells import HOUR_MS, Cell, CellKey, LagIncrements, View
 from streams.join.definitions import PLAIN, Definitions, ExperimentPlan, VersionPlan
+from streams.join.tally import Stub, Tally
 from streams.join.unit import Base, Block, Mark, OpenConversion, Trial
-
-Stub = tuple[str, int, View, str, str, int, int, int]
-"""Cell key without metric: experiment, version, view, arm, segment, group code, allocation, bucket."""
 
 Earned = dict[str, list[OpenConversion]]
 """Metric -> conversions credited to one trial, in time order."""
-
-
-class MissingDefinition(Retry):
-    """A unit's event is bound to an experiment or a version that the definitions do not hold (yet).
-
-    Parameters
-    ----------
-    experiment_id, version
-        What is missing; None for the experiment as a whole.
-    """
-
-    def __init__(self, experiment_id: str, version: int | None = None) -> None:
-        what = f"experiment {experiment_id!r}" if version is None else f"its version {version}"
-        super().__init__(
-            f"a unit's state was bound to {what}, which is not among the definitions",
-            where=f"experiment {experiment_id!r}",
-            action="read the topic experiments to its end; if it is not there, restore the record",
-        )
-        self.experiment_id = experiment_id
-        self.version = version
 
 
 class BoundExposure(NamedTuple):
@@ -72,92 +49,32 @@ class BoundExposure(NamedTuple):
     allocation: int
 
 
-class Tally:
-    """Increments of cells, collected over many units; any of them may be negative."""
-
-    __slots__ = ("crossovers", "lags", "trials")
-
-    def __init__(self) -> None:
-        self.trials: dict[Stub, int] = {}
-        self.crossovers: dict[Stub, int] = {}
-        self.lags: dict[tuple[Stub, str], dict[int, list[int]]] = {}
-
-    def deltas(self, definitions: Definitions) -> dict[CellKey, CellDelta]:
-        """Increments by cell: trials and crossovers stand in the cells of each of the version's metrics."""
-        deltas: dict[CellKey, CellDelta] = {}
-        for counts, field in ((self.trials, "trials"), (self.crossovers, "crossovers")):
-            for stub, n in counts.items():
-                if n:
-                    for metric in definitions.plans[stub[0]].by_number[stub[1]].metrics:
-                        key = _cell_key(stub, metric)
-                        delta = deltas.get(key)
-                        if delta is None:
-                            delta = deltas[key] = CellDelta()
-                        setattr(delta, field, n)
-        for (stub, metric), lags in self.lags.items():
-            if any(any(counts) for counts in lags.values()):
-                deltas.setdefault(_cell_key(stub, metric), CellDelta()).lags = lags
-        return deltas
-
-
-def _cell_key(stub: Stub, metric: str) -> CellKey:
-    experiment_id, version, view, arm, segment, group, allocation, bucket = stub
-    return CellKey(experiment_id, version, view, metric, arm, segment, GROUPS[group], allocation, bucket)
-
-
-def version_of(plan: ExperimentPlan, number: int) -> VersionPlan:
-    """Version by its number.
-
-    Raises
-    ------
-    MissingDefinition
-        If the experiment has no such version.
-    """
-    version = plan.by_number.get(number)
-    if version is None:
-        raise MissingDefinition(plan.experiment_id, number)
-    return version
-
-
 def trial_of(block: Block, version: VersionPlan, timestamp_ms: int) -> Trial | None:
     """Trial that an exposure of this version and time joins; None if it begins one."""
-    if version.by_hour:
-        start = timestamp_ms - timestamp_ms % HOUR_MS
-        end = start + HOUR_MS
-        for trial in reversed(block.trials):
-            if start <= trial.first_ms < end and trial.version == version.version:
-                return trial
-    elif version.trial_window == "experiment":
-        for trial in block.trials:
-            if trial.version == version.version:
-                return trial
+    start_ms, end_ms = version.trial_span_ms(timestamp_ms)
+    for trial in block.trials:
+        if start_ms <= trial.first_ms < end_ms and trial.version == version.version:
+            return trial
     return None
 
 
 def insert_exposure(block: Block, exposure: BoundExposure) -> None:
     """Add an accepted exposure to its trial; an earlier one than the trial's first takes its place."""
     trial = trial_of(block, exposure.version, exposure.timestamp_ms)
-    ms, exposure_id, arm = exposure.timestamp_ms, exposure.exposure_id, exposure.arm
+    _, version, ms, exposure_id, arm, segment, group, allocation = exposure
     if trial is None:
-        block.trials.append(
-            Trial(
-                exposure.version.version,
-                ms,
-                exposure_id,
-                arm,
-                exposure.segment,
-                exposure.group,
-                exposure.allocation,
-                [],
-                None,
-            )
-        )
+        trial = Trial(version.version, ms, exposure_id, arm, segment, group, allocation, [])
+        block.trials.append(trial)
     elif (ms, exposure_id) > (trial.first_ms, trial.first_id):
         trial.others.append((ms, exposure_id, arm))
     else:
         trial.others.append((trial.first_ms, trial.first_id, trial.arm))
         trial.first_ms, trial.first_id, trial.arm = ms, exposure_id, arm
-        trial.segment, trial.group, trial.allocation = exposure.segment, exposure.group, exposure.allocation
+        trial.segment, trial.group, trial.allocation = segment, group, allocation
+    first = block.trials[0]
+    if (trial.first_ms, trial.first_id) < (first.first_ms, first.first_id):
+        block.trials.remove(trial)
+        block.trials.insert(0, trial)
 
 
 def attribute(
@@ -188,7 +105,7 @@ def attribute(
     """
     earned: list[Earned] = [{} for _ in trials]
     credited: list[OpenConversion] = []
-    versions = [version_of(plan, trial.version) for trial in trials]
+    versions = [plan.by_number[trial.version] for trial in trials]
     touches = _touches(trials)
     starts = [touch[0] for touch in touches]
     for conversion in _in_order(plan, versions, conversions):
@@ -270,24 +187,19 @@ def _choose(
     return sorted({touches[at][2] for at in range(low, newest + 1) if is_candidate(at)})
 
 
-def earliest(block: Block) -> Trial:
-    """Trial of the unit's first exposure in the experiment, before anything of it was settled."""
-    return min(block.trials, key=lambda trial: (trial.first_ms, trial.first_id))
-
-
 def reporting_trial(block: Block) -> Mark | None:
     """Derive the reporting trial; None before any exposure and once its window has closed."""
     if block.is_closed or block.mark is not None:
         return block.mark
     if not block.trials:
         return None
-    first = earliest(block)
+    first = block.trials[0]
     return Mark(first.first_ms, first.version, first.arm, first.segment, first.group, first.allocation, {})
 
 
 def reporting_earned(plan: ExperimentPlan, mark: Mark, conversions: Sequence[OpenConversion]) -> Earned:
     """Conversions that count for the reporting trial, by metric and in time order; click metrics included."""
-    version = version_of(plan, mark.version)
+    version = plan.by_number[mark.version]
     earned: Earned = {}
     end_ms = mark.first_ms + version.window_ms
     for conversion in _in_order(plan, (version,), conversions):
@@ -336,28 +248,23 @@ def count_block(
 
 def count_trials(tally: Tally, plan: ExperimentPlan, block: Block, settled_ms: int, sign: Sign) -> None:
     """Add trials and crossovers of exposures not older than ``settled_ms``; older ones are in the cells."""
-    trials, crossovers = tally.trials, tally.crossovers
     for trial in block.trials:
-        stub = stub_of(plan.experiment_id, "steering", trial)
+        increments = tally.at(stub_of(plan.experiment_id, "steering", trial))
         if trial.first_ms >= settled_ms:
-            trials[stub] = trials.get(stub, 0) + sign
+            increments.trials += sign
         n = sum(1 for ms, _, arm in trial.others if arm != trial.arm and ms >= settled_ms)
-        if n:
-            crossovers[stub] = crossovers.get(stub, 0) + sign * n
+        increments.crossovers += sign * n
     mark = reporting_trial(block)
     if mark is None:
         return
-    stub = stub_of(plan.experiment_id, "reporting", mark)
+    increments = tally.at(stub_of(plan.experiment_id, "reporting", mark))
     if mark.first_ms >= settled_ms:
-        trials[stub] = trials.get(stub, 0) + sign
-    end_ms = mark.first_ms + version_of(plan, mark.version).window_ms
-    n = 0
+        increments.trials += sign
+    end_ms = mark.first_ms + plan.by_number[mark.version].window_ms
     for trial in block.trials:
-        if trial.arm != mark.arm and settled_ms <= trial.first_ms < end_ms:
-            n += 1
-        n += sum(1 for ms, _, arm in trial.others if arm != mark.arm and settled_ms <= ms < end_ms)
-    if n:
-        crossovers[stub] = crossovers.get(stub, 0) + sign * n
+        shown = [(trial.first_ms, trial.arm), *[(ms, arm) for ms, _, arm in trial.others]]
+        n = sum(1 for ms, arm in shown if arm != mark.arm and settled_ms <= ms < end_ms)
+        increments.crossovers += sign * n
 
 
 def count_lags(
@@ -367,48 +274,140 @@ def count_lags(
     conversions: Sequence[OpenConversion],
     sign: Sign,
 ) -> None:
-    """Add what open conversions earn, in both views, and mark them as credited."""
+    """Add what open conversions earn, in both views; note their credits and what trials have earned."""
     if not conversions:
         return
     earned, credited = attribute(plan, block.trials, conversions)
     for conversion in credited:
         conversion.n_credits += sign
     for trial, own in zip(block.trials, earned, strict=True):
+        trial.earned = None
         if own:
             stub = stub_of(plan.experiment_id, "steering", trial)
-            add_earned(tally, stub, version_of(plan, trial.version), trial.base, own, sign)
+            trial.earned = add_earned(tally, stub, plan.by_number[trial.version], trial.base, own, sign)
+    block.earned = None
     mark = reporting_trial(block)
     if mark is not None:
         own = reporting_earned(plan, mark, conversions)
         if own:
             stub = stub_of(plan.experiment_id, "reporting", mark)
-            add_earned(tally, stub, version_of(plan, mark.version), mark.base, own, sign)
+            block.earned = add_earned(tally, stub, plan.by_number[mark.version], mark.base, own, sign)
 
 
 def add_earned(
     tally: Tally, stub: Stub, version: VersionPlan, base: Base | None, earned: Earned, sign: Sign
-) -> None:
-    """Add one trial's increments by lag, on top of what it had earned when it was frozen."""
+) -> Base:
+    """Add one trial's increments by lag, on top of what it had earned when it was frozen.
+
+    Returns
+    -------
+    Base
+        All that the trial has earned.
+    """
     bucket = stub[-1]
+    increments = tally.at(stub)
+    total = dict(base) if base else {}
     for metric, conversions in earned.items():
         cap = version.caps.get(metric)
-        if cap is None:
-            continue  # a click metric that is nobody's reward
-        lags = tally.lags.setdefault((stub, metric), {})
-        value = base.get(metric) if base else None
+        if cap is None:  # a click metric that is nobody's reward
+            total[metric] = 0
+            continue
+        lags = increments.lags_of(metric)
+        value = total.get(metric)
         for conversion in conversions:
-            lag = conversion.timestamp_ms // HOUR_MS - bucket
-            counts = lags.get(lag)
-            if counts is None:
-                counts = lags[lag] = [0, 0, 0]
-            if value is None:
-                value = 0
-                counts[0] += sign
-            grown = min(cap, value + conversion.value_micros)
-            if grown != value:
-                counts[1] += sign * (grown - value)
-                counts[2] += sign * (grown * grown - value * value)
-                value = grown
+            value = _add_one(lags, conversion, bucket, value, cap, sign)
+            total[metric] = value
+    return total
+
+
+def _add_one(
+    lags: LagIncrements,
+    conversion: OpenConversion,
+    bucket: int,
+    value: int | None,
+    cap: int,
+    sign: Sign,
+) -> int:
+    """Add the increments of one conversion to a trial that has earned ``value``; None if nothing yet."""
+    lag = conversion.timestamp_ms // HOUR_MS - bucket
+    counts = lags.get(lag)
+    if counts is None:
+        counts = lags[lag] = [0, 0, 0]
+    if value is None:
+        value = 0
+        counts[0] += sign
+    grown = min(cap, value + conversion.value_micros)
+    if grown != value:
+        counts[1] += sign * (grown - value)
+        counts[2] += sign * (grown * grown - value * value)
+    return grown
+
+
+def count_newest(tally: Tally, plan: ExperimentPlan, block: Block, conversion: OpenConversion) -> bool:
+    """Count a conversion that is later than every other of its unit, in both views.
+
+    It takes no other's place and gates no other, so it only adds to what its trials have earned.
+
+    Returns
+    -------
+    bool
+        False, and nothing is changed, if it needs more than the newest touch: an exposure id to look for, or
+        another touch rule than ``last``.
+    """
+    if conversion.exposure_id is not None:
+        return False
+    at_ms = conversion.timestamp_ms
+    chosen: Trial | None = None
+    chosen_version: VersionPlan | None = None
+    newest = (-1, "")
+    for trial in block.trials:
+        version = plan.by_number[trial.version]
+        if trial.first_ms > at_ms or not _may_earn(version, conversion, trial.earned or trial.base):
+            continue
+        touch = (trial.first_ms, trial.first_id)
+        for ms, exposure_id, arm in trial.others:
+            if ms <= at_ms and arm == trial.arm and (ms, exposure_id) > touch:
+                touch = (ms, exposure_id)
+        if touch > newest and at_ms - touch[0] < version.window_ms:
+            chosen, chosen_version, newest = trial, version, touch
+    if chosen is not None and chosen_version is not None:
+        if chosen_version.touch != "last":
+            return False
+        stub = stub_of(plan.experiment_id, "steering", chosen)
+        chosen.earned = _earn(tally, stub, chosen_version, chosen.earned or chosen.base, conversion)
+        conversion.n_credits += 1
+    if block.is_closed or not (block.mark or block.trials):
+        return True
+    first = block.mark or block.trials[0]
+    version = plan.by_number[first.version]
+    earned = block.earned if block.mark is None else block.earned or block.mark.base
+    if 0 <= at_ms - first.first_ms < version.window_ms and _may_earn(version, conversion, earned):
+        stub = stub_of(plan.experiment_id, "reporting", first)
+        block.earned = _earn(tally, stub, version, earned, conversion)
+    return True
+
+
+def _may_earn(version: VersionPlan, conversion: OpenConversion, earned: Base | None) -> bool:
+    """Whether a version names a conversion's metric, counts its kind, and has the click that it needs."""
+    gate = version.roles.get(conversion.metric)
+    if gate is None or (conversion.is_test and not version.count_test):
+        return False
+    return gate == PLAIN or (earned is not None and gate in earned)
+
+
+def _earn(
+    tally: Tally, stub: Stub, version: VersionPlan, earned: Base | None, conversion: OpenConversion
+) -> Base:
+    """Count one more conversion of a trial; returns what it has earned then."""
+    metric = conversion.metric
+    total = dict(earned) if earned else {}
+    cap = version.caps.get(metric)
+    if cap is None:
+        total[metric] = 0
+    else:
+        lags = tally.at(stub).lags_of(metric)
+        total[metric] = _add_one(lags, conversion, stub[-1], total.get(metric), cap, 1)
+    return total
 
 
 def contribution(
@@ -436,4 +435,4 @@ def contribution(
     tally = Tally()
     for experiment_id, block in blocks.items():
         count_block(tally, definitions.plans[experiment_id], block, ordered, 0, 1)
-    return cells_of(tally.deltas(definitions))
+    return tally.cells(definitions)

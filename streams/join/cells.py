@@ -21,7 +21,7 @@ integers take as few bytes as they need, and msgspec reads the array in C: about
 
 import struct
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -29,6 +29,8 @@ import msgspec
 from streams.errors import StateCorrupt
 
 HOUR_MS = 3_600_000
+NEVER_MS: Final = 2**62
+"""Later than every timestamp and every horizon."""
 NO_ALLOCATION: Final = -1
 """``allocation_version`` of a cell whose exposures name no allocation."""
 
@@ -81,29 +83,6 @@ class Cell(NamedTuple):
     trials: int
     crossovers: int
     lags: dict[int, LagCounts]
-
-
-class CellDelta:
-    """What a batch adds to one cell; any number may be negative.
-
-    Attributes
-    ----------
-    trials, crossovers
-        Increments.
-    lags
-        Increments by lag in hours.
-    """
-
-    __slots__ = ("crossovers", "lags", "trials")
-
-    def __init__(self) -> None:
-        self.trials = 0
-        self.crossovers = 0
-        self.lags: LagIncrements = {}
-
-    def is_zero(self) -> bool:
-        """Whether adding this would change nothing."""
-        return not (self.trials or self.crossovers or any(any(counts) for counts in self.lags.values()))
 
 
 def _text(value: str) -> bytes:
@@ -219,16 +198,23 @@ def decode_cell(raw: bytes) -> Cell:
     return Cell(flat[0], flat[1], lags)
 
 
-def add_to_cell(raw: bytes | None, delta: CellDelta) -> bytes:
-    """Bytes of a cell after adding ``delta``; ``raw`` is None for a cell that does not exist yet.
+def add_to_cell(raw: bytes | None, trials: int, crossovers: int, lags: LagIncrements) -> bytes:
+    """Bytes of a cell after adding increments, which may be negative.
 
-    O(lags of the cell) in C and O(lags of the delta) in Python. A cell that becomes zero stays, as zero, so
-    that its readers learn of it.
+    O(lags of the cell) in C and O(lags added) in Python. A cell that becomes zero stays, as zero, so that its
+    readers learn of it.
+
+    Parameters
+    ----------
+    raw
+        Bytes before; None for a cell that does not exist yet.
+    trials, crossovers, lags
+        Increments.
     """
     flat = [0, 0] if raw is None else _flat(raw)
-    flat[0] += delta.trials
-    flat[1] += delta.crossovers
-    for lag, counts in delta.lags.items():
+    flat[0] += trials
+    flat[1] += crossovers
+    for lag, counts in lags.items():
         if any(counts):
             _add_lag(flat, lag, counts)
     return _VERSION_PREFIX + _encode(flat)
@@ -248,13 +234,3 @@ def _add_lag(flat: list[int], lag: int, counts: Sequence[int]) -> None:
         flat[at:end] = (lag, successes, value >> _BITS, value & _LOW, square >> _BITS, square & _LOW)
     else:
         del flat[at:end]
-
-
-def apply_delta(cell: Cell | None, delta: CellDelta) -> Cell:
-    """Cell after adding ``delta``, as :func:`add_to_cell` does it on bytes."""
-    return decode_cell(add_to_cell(None if cell is None else encode_cell(cell), delta))
-
-
-def cells_of(deltas: Mapping[CellKey, CellDelta]) -> dict[CellKey, Cell]:
-    """Cells of deltas counted from nothing; cells that are zero are left out."""
-    return {key: apply_delta(None, delta) for key, delta in deltas.items() if not delta.is_zero()}

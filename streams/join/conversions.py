@@ -1,16 +1,19 @@
 """Conversions of one unit: from its state before a batch to the one after, and what that adds to cells.
 
-A conversion changes no trial, only what trials earn; so it is counted as the difference of the lags of those
-blocks whose experiment names its metric. The usual unit has no other open conversion: then nothing is taken
-away.
+A conversion changes no trial, only what trials earn, and only in blocks whose experiment names its metric.
+The usual conversion is later than the others of its unit: then it adds to what its trial has earned, and that
+is all. Any other one is counted as the difference of all that open conversions earn after and before. Tests
+hold the first way to the second.
 
 Cost: about 3 us for the only conversion of a unit with one trial; O(n log n) for the n events of the unit.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-from streams.join.attribution import MissingDefinition, count_lags
-from streams.join.eviction import SLACK_MS, settle
+from streams.join.attribution import count_lags, count_newest
+from streams.join.definitions import MissingDefinition
+from streams.join.eviction import settle
 from streams.join.ledger import Scope
 from streams.join.reading import ConversionItem
 from streams.join.unit import (
@@ -19,6 +22,7 @@ from streams.join.unit import (
     decode_block,
     decode_conversions,
     decode_unit,
+    encode_block,
     encode_unit,
     n_pending,
     new_unit,
@@ -45,16 +49,18 @@ def apply_conversions(raw: bytes | None, items: Sequence[ConversionItem], scope:
     """
     ledger = scope.ledger
     unit = new_unit() if raw is None else decode_unit(raw)
-    is_settled = scope.horizon_ms >= unit.due_ms + SLACK_MS
+    is_settled = unit.due_ms <= scope.evict_due_ms
     if is_settled:
         ledger.expire(settle(unit, scope.horizon_ms, scope.definitions, final=scope.final))
     before = decode_conversions(unit.conversions)
     n_pending_before = n_pending(before)
     fresh = _accept(unit, before, items, scope)
     if fresh:
-        ledger.count("accepted", len(fresh))
+        ledger.n_accepted += len(fresh)
+        if len(fresh) > 1:
+            fresh.sort(key=OpenConversion.order)
         after = [*before, *fresh]
-        if len(after) > 1:
+        if before:
             after.sort(key=OpenConversion.order)
         _count(unit, before, after, fresh, scope)
         ledger.n_pending += len(fresh)
@@ -97,16 +103,27 @@ def _count(
 ) -> None:
     """Add the difference that fresh conversions make to the blocks that may be credited with one."""
     tally = scope.ledger.tally
+    times = [unit.last_conversion_ms, *[c.timestamp_ms for c in fresh]]
+    is_newest = all(a < b for a, b in pairwise(times))
     for experiment_id, raw in unit.blocks.items():
         plan = scope.definitions.plans.get(experiment_id)
         if plan is None:
             if not scope.final:
                 raise MissingDefinition(experiment_id)
             continue
-        if plan.is_archived or not any(
-            c.metric in plan.metrics and c.experiment_id in (None, experiment_id) for c in fresh
-        ):
+        if plan.is_archived:
             continue
-        block = decode_block(raw)
-        count_lags(tally, plan, block, before, -1)
-        count_lags(tally, plan, block, after, 1)
+        concerned = [
+            c for c in fresh if c.metric in plan.metrics and c.experiment_id in (None, experiment_id)
+        ]
+        if concerned:
+            block = decode_block(raw)
+            n_counted = 0
+            while is_newest and n_counted < len(concerned):
+                if not count_newest(tally, plan, block, concerned[n_counted]):
+                    break
+                n_counted += 1
+            if n_counted < len(concerned):
+                count_lags(tally, plan, block, [*before, *concerned[:n_counted]], -1)
+                count_lags(tally, plan, block, after, 1)
+            unit.blocks[experiment_id] = encode_block(block)

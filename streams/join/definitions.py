@@ -15,14 +15,36 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal
 
-from streams.errors import StateCorrupt
+from streams.errors import Retry, StateCorrupt
 from streams.experiments.definition import Counting, ExperimentRecord, Reward
+from streams.join.cells import HOUR_MS, NEVER_MS
 from streams.join.segments import Segmenter
 
 MICRO: Final = 1_000_000
 _MAX_MICROS: Final = 2**63 - 1
 PLAIN: Final = ""
 """Role of a metric whose conversions need no earlier click."""
+
+
+class MissingDefinition(Retry):
+    """A unit's event is bound to an experiment or a version that the definitions do not hold (yet).
+
+    Parameters
+    ----------
+    experiment_id, version
+        What is missing; None for the experiment as a whole.
+    """
+
+    def __init__(self, experiment_id: str, version: int | None = None) -> None:
+        what = f"experiment {experiment_id!r}" if version is None else f"its version {version}"
+        super().__init__(
+            f"a unit's state was bound to {what}, which is not among the definitions",
+            where=f"experiment {experiment_id!r}",
+            action="read the topic experiments to its end; if it is not there, restore the record",
+        )
+        self.experiment_id = experiment_id
+        self.version = version
+
 
 MetricState = Literal["live", "archived", "draft", "unknown"]
 
@@ -63,7 +85,6 @@ class VersionPlan:
     """
 
     __slots__ = (
-        "by_hour",
         "caps",
         "count_test",
         "counting",
@@ -85,7 +106,6 @@ class VersionPlan:
         self.effective_from_ms = counting.effective_from_ms
         self.window_ms = counting.conversion_window_ms
         self.trial_window = counting.trial_window
-        self.by_hour = counting.trial_window == "hour"
         self.touch = counting.touch
         self.count_test = counting.count_test
         self.has_features = bool(counting.features)
@@ -101,6 +121,34 @@ class VersionPlan:
             if plan.click_metric != PLAIN:
                 self.roles[plan.click_metric] = PLAIN
 
+    def trial_span_ms(self, timestamp_ms: int) -> tuple[int, int]:
+        """Interval, open at its end, in which a trial begins that an exposure of this time can join."""
+        if self.trial_window == "hour":
+            start_ms = timestamp_ms - timestamp_ms % HOUR_MS
+            return start_ms, start_ms + HOUR_MS
+        return (0, NEVER_MS) if self.trial_window == "experiment" else (0, 0)
+
+
+class VersionPlans(dict[int, VersionPlan]):
+    """Version number -> plan; a number that is not there raises :class:`MissingDefinition`.
+
+    Parameters
+    ----------
+    experiment_id
+        For the error.
+    versions
+        All versions.
+    """
+
+    __slots__ = ("_experiment_id",)
+
+    def __init__(self, experiment_id: str, versions: Iterable[VersionPlan]) -> None:
+        super().__init__((version.version, version) for version in versions)
+        self._experiment_id = experiment_id
+
+    def __missing__(self, number: int) -> VersionPlan:
+        raise MissingDefinition(self._experiment_id, number)
+
 
 class ExperimentPlan:
     """One experiment, ready for use.
@@ -111,7 +159,7 @@ class ExperimentPlan:
         Arm id -> the same string, so that equal ids are one object.
     is_live, is_archived : bool
         Whether it counts (running, paused or completed); whether it is over for good; a draft is neither.
-    by_number : dict
+    by_number : VersionPlans
         Version number -> plan.
     newest : VersionPlan
         The version effective last.
@@ -146,7 +194,7 @@ class ExperimentPlan:
         ordered = sorted(record.versions, key=lambda v: (v.effective_from_ms, v.version))
         self.versions = tuple(VersionPlan(counting) for counting in ordered)
         self.effective_from_ms = [plan.effective_from_ms for plan in self.versions]
-        self.by_number = {plan.version: plan for plan in self.versions}
+        self.by_number = VersionPlans(record.experiment_id, self.versions)
         if len(self.by_number) != len(self.versions) or not self.versions:
             raise StateCorrupt(
                 f"experiment {record.experiment_id!r} has {len(self.versions)} versions with "

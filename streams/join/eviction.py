@@ -22,7 +22,8 @@ What stays counts from its base on, with the same conversions in the same order;
 later event are those that a unit that forgets nothing would have. A test holds eviction to that at every
 point.
 
-Cost: O(n log n) for the n events of the unit, at most once for each hour of the horizon's progress.
+Cost: O(n log n) for the n events of the unit; some 50 us for ten. The step does it once the unit is due for a
+quarter of the grace, the rolling sweep for every unit that is due.
 """
 
 from collections.abc import Mapping
@@ -30,17 +31,14 @@ from typing import NamedTuple
 
 from streams.join.attribution import (
     Earned,
-    MissingDefinition,
     attribute,
     reporting_earned,
     reporting_trial,
-    version_of,
 )
-from streams.join.cells import HOUR_MS
-from streams.join.definitions import Definitions, ExperimentPlan, VersionPlan
+from streams.join.cells import NEVER_MS
+from streams.join.definitions import Definitions, ExperimentPlan, MissingDefinition, VersionPlan
 from streams.join.ledger import Limits
 from streams.join.unit import (
-    NEVER_MS,
     Base,
     Block,
     OpenConversion,
@@ -53,9 +51,6 @@ from streams.join.unit import (
     encode_unit,
     store_conversions,
 )
-
-SLACK_MS = HOUR_MS
-"""A unit is evicted once its due time is this far behind the horizon, not for each of its events."""
 
 _TOPICS = ("exposures", "conversions")
 
@@ -125,6 +120,8 @@ def settle(unit: Unit, horizon: int, definitions: Definitions, *, final: bool) -
             continue
         block = decode_block(raw)
         _freeze(block, plan, past, horizon)
+        if len(past) == len(conversions):
+            _forget_open(block)
         block_due_ms = _prune(block, plan, horizon)
         due_ms = min(due_ms, block_due_ms)
         n_events += sum(1 + len(trial.others) for trial in block.trials)
@@ -148,12 +145,21 @@ def _freeze(block: Block, plan: ExperimentPlan, past: list[OpenConversion], hori
         for trial, own in zip(block.trials, earned, strict=True):
             if own:
                 trial.base = trial.base or {}
-                _fold(trial.base, version_of(plan, trial.version), own)
+                _fold(trial.base, plan.by_number[trial.version], own)
         if mark is not None and mark.first_ms < horizon:
-            _fold(mark.base, version_of(plan, mark.version), reporting_earned(plan, mark, past))
+            _fold(mark.base, plan.by_number[mark.version], reporting_earned(plan, mark, past))
     if mark is not None and mark.first_ms < horizon:
-        block.is_closed = mark.first_ms + version_of(plan, mark.version).window_ms <= horizon
+        block.is_closed = mark.first_ms + plan.by_number[mark.version].window_ms <= horizon
         block.mark = None if block.is_closed else mark
+        if block.is_closed:
+            block.earned = None
+
+
+def _forget_open(block: Block) -> None:
+    """No conversion is open any more: all that was earned is in the bases."""
+    block.earned = None
+    for trial in block.trials:
+        trial.earned = None
 
 
 def _fold(base: Base, version: VersionPlan, earned: Earned) -> None:
@@ -168,7 +174,7 @@ def _prune(block: Block, plan: ExperimentPlan, horizon: int) -> int:
     due_ms = NEVER_MS
     kept: list[Trial] = []
     for trial in block.trials:
-        version = version_of(plan, trial.version)
+        version = plan.by_number[trial.version]
         window_ms = version.window_ms
         if trial.others:
             trial.others = [
@@ -182,18 +188,13 @@ def _prune(block: Block, plan: ExperimentPlan, horizon: int) -> int:
             reach_ends_ms.append(first_ends_ms)
         elif trial.first_ms < horizon:
             trial.first_id = ""
-        if version.trial_window == "experiment":
-            joins_until_ms = NEVER_MS
-        elif version.by_hour:
-            joins_until_ms = trial.first_ms - trial.first_ms % HOUR_MS + HOUR_MS
-        else:
-            joins_until_ms = 0
+        joins_until_ms = version.trial_span_ms(trial.first_ms)[1]
         if reach_ends_ms or joins_until_ms > horizon:
             kept.append(trial)
             due_ms = min(due_ms, *reach_ends_ms, joins_until_ms if joins_until_ms > horizon else NEVER_MS)
     block.trials = kept
     if block.mark is not None:
-        due_ms = min(due_ms, block.mark.first_ms + version_of(plan, block.mark.version).window_ms)
+        due_ms = min(due_ms, block.mark.first_ms + plan.by_number[block.mark.version].window_ms)
     return due_ms
 
 

@@ -1,35 +1,27 @@
-"""Exposures of one unit: from the unit's state before a batch to the one after, and what that adds to cells.
+"""Exposures of one unit: from its state before a batch to the one after, and what that adds to cells.
 
-The usual exposure is later than every conversion of its unit and than the first exposures that it could
-displace. Then it changes no conversion's credit, and what it adds can be said at once: a trial, or a
-crossover, in each view. Any other one is counted as the difference of the block's whole contribution after
-and before. Tests hold the first way to the second.
+The usual exposure is the only one of its unit in the batch, later than every conversion of its unit and than
+the first exposures that it could displace. Then it changes no conversion's credit, and what it adds can be
+said at once: a trial, or a crossover, in each view. Any other one is counted as the difference of the block's
+whole contribution after and before. Tests hold the first way to the second.
 
-Cost: about 2 us for an exposure in the usual case, its block's decoding and encoding included; O(n log n) for
+Cost: about 4 us for an exposure in the usual case, its unit's decoding and encoding included; O(n log n) for
 the n events of the block in the other.
 """
 
 from collections.abc import Sequence
 
-from streams.join.attribution import (
-    BoundExposure,
-    Stub,
-    Tally,
-    count_block,
-    earliest,
-    insert_exposure,
-    stub_of,
-    trial_of,
-    version_of,
-)
+from streams.join.attribution import BoundExposure, count_block, insert_exposure, stub_of
 from streams.join.cells import HOUR_MS
-from streams.join.definitions import ExperimentPlan, VersionPlan
-from streams.join.eviction import SLACK_MS, settle
+from streams.join.definitions import ExperimentPlan
+from streams.join.eviction import settle
 from streams.join.ledger import Scope
 from streams.join.reading import ExposureItem
+from streams.join.tally import Stub
 from streams.join.unit import (
     Block,
     Mark,
+    OpenConversion,
     Trial,
     Unit,
     decode_block,
@@ -41,9 +33,6 @@ from streams.join.unit import (
     new_unit,
     store_conversions,
 )
-
-_Exposure = tuple[str, VersionPlan, int, str, str, str, int, int]
-"""Fields of a BoundExposure."""
 
 
 def apply_exposures(raw: bytes | None, items: Sequence[ExposureItem], scope: Scope) -> bytes | None:
@@ -63,121 +52,146 @@ def apply_exposures(raw: bytes | None, items: Sequence[ExposureItem], scope: Sco
     MissingDefinition
         If the unit's state is bound to a version that the definitions lack.
     """
+    if len(items) == 1:
+        usual = _apply_usual(raw, items[0], scope)
+        if usual is not None:
+            return usual
     ledger = scope.ledger
     unit = new_unit() if raw is None else decode_unit(raw)
-    is_settled = scope.horizon_ms >= unit.due_ms + SLACK_MS
+    is_settled = unit.due_ms <= scope.evict_due_ms
     if is_settled:
         ledger.expire(settle(unit, scope.horizon_ms, scope.definitions, final=scope.final))
-    blocks: dict[str, Block] = {}
-    recount: _Recount | None = None
+    recount = _Recount(unit, scope)
     n_accepted = 0
     for offset, floor_ms, plan, version, ms, exposure_id, arm, segment, group, allocation in items:
-        experiment_id = plan.experiment_id
-        block = blocks.get(experiment_id)
-        if block is None:
-            raw_block = unit.blocks.get(experiment_id)
-            block = blocks[experiment_id] = Block([]) if raw_block is None else decode_block(raw_block)
-        if block.trials and is_duplicate(block, exposure_id, floor_ms):
+        if recount.has(plan, exposure_id, floor_ms):
             ledger.count("duplicate")
-            continue
-        if unit.n_events >= scope.limits.unit_max_events:
+        elif unit.n_events >= scope.limits.unit_max_events:
             ledger.refuse_unit(offset, unit.n_events)
-            continue
-        n_accepted += 1
-        unit.n_events += 1
-        unit.due_ms = min(unit.due_ms, ms + version.window_ms)
-        exposure = (experiment_id, version, ms, exposure_id, arm, segment, group, allocation)
-        if recount is None or experiment_id not in recount.plans:
-            if ms > unit.last_conversion_ms and count_usual(ledger.tally, plan, block, exposure):
-                continue
-            recount = recount or _Recount(unit, scope)
-            recount.begin(plan, block)
-        insert_exposure(block, BoundExposure(*exposure))
+        else:
+            n_accepted += 1
+            unit.n_events += 1
+            unit.due_ms = min(unit.due_ms, ms + version.window_ms)
+            place = (plan.experiment_id, version, ms, exposure_id)
+            recount.add(plan, BoundExposure(*place, arm, segment, group, allocation))
     if not n_accepted and not is_settled:
         return None
-    ledger.count("accepted", n_accepted)
-    if recount is not None:
-        recount.end(blocks)
-    for experiment_id, block in blocks.items():
-        if block.trials or block.is_closed or block.mark is not None:
-            unit.blocks[experiment_id] = encode_block(block)
+    ledger.n_accepted += n_accepted
+    recount.end()
     return encode_unit(unit)
 
 
-def is_duplicate(block: Block, exposure_id: str, floor_ms: int) -> bool:
-    """Whether a block has an exposure of this id that is not forgotten, i.e. not older than ``floor_ms``."""
-    for trial in block.trials:
-        if trial.first_id == exposure_id and trial.first_ms >= floor_ms:
-            return True
-        if trial.others:
-            for ms, other_id, _ in trial.others:
-                if other_id == exposure_id and ms >= floor_ms:
-                    return True
-    return False
-
-
-def count_usual(tally: Tally, plan: ExperimentPlan, block: Block, exposure: _Exposure) -> bool:
-    """Insert an exposure that is later than every conversion of its unit, and count what it adds.
-
-    Returns
-    -------
-    bool
-        False, and nothing is changed, if it displaces a trial's first exposure or the unit's: then only the
-        whole contribution tells.
-    """
-    experiment_id, version, ms, exposure_id, arm, segment, group, allocation = exposure
+def _apply_usual(raw: bytes | None, item: ExposureItem, scope: Scope) -> bytes | None:
+    """Apply the only exposure of a unit if it is a usual one; None, and nothing is changed, if it is not."""
+    _, floor_ms, plan, version, ms, exposure_id, arm, segment, group, allocation = item
+    experiment_id = plan.experiment_id
+    unit = new_unit() if raw is None else decode_unit(raw)
+    if (
+        ms <= unit.last_conversion_ms
+        or unit.due_ms <= scope.evict_due_ms
+        or unit.n_events >= scope.limits.unit_max_events
+    ):
+        return None
+    raw_block = unit.blocks.get(experiment_id)
+    block = Block([]) if raw_block is None else decode_block(raw_block)
     trials = block.trials
-    trial = trial_of(block, version, ms) if trials else None
-    if trial is not None and (ms, exposure_id) < (trial.first_ms, trial.first_id):
-        return False
-    if not block.is_closed:
-        first: Trial | Mark | None = block.mark
-        if first is None and trials:
-            first = trials[0] if len(trials) == 1 else earliest(block)
-            if (ms, exposure_id) < (first.first_ms, first.first_id):
-                return False
-        if first is None:
-            hour = ms // HOUR_MS
-            stub: Stub = (experiment_id, version.version, "reporting", arm, segment, group, allocation, hour)
-            tally.trials[stub] = tally.trials.get(stub, 0) + 1
-        elif arm != first.arm and ms - first.first_ms < version_of(plan, first.version).window_ms:
-            stub = stub_of(experiment_id, "reporting", first)
-            tally.crossovers[stub] = tally.crossovers.get(stub, 0) + 1
-    if trial is None:
-        stub = (experiment_id, version.version, "steering", arm, segment, group, allocation, ms // HOUR_MS)
-        tally.trials[stub] = tally.trials.get(stub, 0) + 1
-        trials.append(Trial(version.version, ms, exposure_id, arm, segment, group, allocation, [], None))
+    number = version.version
+    start_ms, end_ms = version.trial_span_ms(ms)
+    joined: Trial | None = None
+    for trial in trials:
+        if trial.first_id == exposure_id and trial.first_ms >= floor_ms:
+            return None
+        if trial.others and _has_other(trial, exposure_id, floor_ms):
+            return None
+        if start_ms <= trial.first_ms < end_ms and trial.version == number:
+            joined = trial
+    first: Trial | Mark | None = block.mark
+    if first is None and trials and not block.is_closed:
+        first = trials[0]
+        if (ms, exposure_id) < (first.first_ms, trials[0].first_id):
+            return None
+    ledger = scope.ledger
+    tally = ledger.tally
+    if joined is None:
+        stub: Stub = (experiment_id, number, "steering", arm, segment, group, allocation, ms // HOUR_MS)
+        tally.at(stub).trials += 1
+        trials.append(Trial(number, ms, exposure_id, arm, segment, group, allocation, []))
+    elif (ms, exposure_id) < (joined.first_ms, joined.first_id):
+        return None
     else:
-        trial.others.append((ms, exposure_id, arm))
-        if arm != trial.arm:
-            stub = stub_of(experiment_id, "steering", trial)
-            tally.crossovers[stub] = tally.crossovers.get(stub, 0) + 1
-    return True
+        joined.others.append((ms, exposure_id, arm))
+        if arm != joined.arm:
+            tally.at(stub_of(experiment_id, "steering", joined)).crossovers += 1
+    if first is not None:
+        if arm != first.arm and ms - first.first_ms < plan.by_number[first.version].window_ms:
+            tally.at(stub_of(experiment_id, "reporting", first)).crossovers += 1
+    elif not block.is_closed:
+        stub = (experiment_id, number, "reporting", arm, segment, group, allocation, ms // HOUR_MS)
+        tally.at(stub).trials += 1
+    ledger.n_accepted += 1
+    unit.n_events += 1
+    if ms + version.window_ms < unit.due_ms:
+        unit.due_ms = ms + version.window_ms
+    unit.blocks[experiment_id] = encode_block(block)
+    return encode_unit(unit)
+
+
+def _has_other(trial: Trial, exposure_id: str, floor_ms: int) -> bool:
+    """Whether an exposure of this id, not older than ``floor_ms``, follows a trial's first."""
+    return any(other_id == exposure_id and ms >= floor_ms for ms, other_id, _ in trial.others)
 
 
 class _Recount:
-    """Counts blocks as the difference of their whole contributions after and before the batch."""
+    """Counts a unit's blocks as the difference of their whole contributions after and before a batch.
 
-    __slots__ = ("_conversions", "_n_pending", "_scope", "_unit", "plans")
+    Parameters
+    ----------
+    unit
+        Changed in place by :meth:`end`.
+    scope
+        Of the batch.
+    """
+
+    __slots__ = ("_blocks", "_conversions", "_ids", "_n_pending", "_scope", "_unit")
 
     def __init__(self, unit: Unit, scope: Scope) -> None:
         self._unit = unit
         self._scope = scope
-        self._conversions = decode_conversions(unit.conversions)
+        self._conversions: list[OpenConversion] = decode_conversions(unit.conversions)
         self._n_pending = n_pending(self._conversions)
-        self.plans: dict[str, ExperimentPlan] = {}
+        self._blocks: dict[str, tuple[ExperimentPlan, Block]] = {}
+        self._ids: dict[str, dict[str, int]] = {}
 
-    def begin(self, plan: ExperimentPlan, block: Block) -> None:
-        """Take away what a block contributes so far."""
-        self.plans[plan.experiment_id] = plan
-        tally = self._scope.ledger.tally
-        count_block(tally, plan, block, self._conversions, self._unit.settled_ms, -1)
+    def has(self, plan: ExperimentPlan, exposure_id: str, floor_ms: int) -> bool:
+        """Whether the experiment has an exposure of this id that is not older than ``floor_ms``."""
+        ids = self._ids.get(plan.experiment_id)
+        if ids is None:
+            ids = self._ids[plan.experiment_id] = {}
+            raw = self._unit.blocks.get(plan.experiment_id)
+            if raw is not None:
+                for trial in decode_block(raw).trials:
+                    for ms, known_id, _ in ((trial.first_ms, trial.first_id, ""), *trial.others):
+                        ids[known_id] = max(ms, ids.get(known_id, 0))
+        known_ms = ids.get(exposure_id)
+        return known_ms is not None and known_ms >= floor_ms
 
-    def end(self, blocks: dict[str, Block]) -> None:
-        """Add what the blocks contribute now."""
-        ledger = self._scope.ledger
-        for experiment_id, plan in self.plans.items():
-            block = blocks[experiment_id]
-            count_block(ledger.tally, plan, block, self._conversions, self._unit.settled_ms, 1)
+    def add(self, plan: ExperimentPlan, exposure: BoundExposure) -> None:
+        """Insert an accepted exposure; before a block's first one, take away what it contributes so far."""
+        held = self._blocks.get(plan.experiment_id)
+        if held is None:
+            raw = self._unit.blocks.get(plan.experiment_id)
+            held = self._blocks[plan.experiment_id] = (plan, Block([]) if raw is None else decode_block(raw))
+            tally, settled_ms = self._scope.ledger.tally, self._unit.settled_ms
+            count_block(tally, plan, held[1], self._conversions, settled_ms, -1)
+        insert_exposure(held[1], exposure)
+        ids = self._ids[plan.experiment_id]
+        ids[exposure.exposure_id] = max(exposure.timestamp_ms, ids.get(exposure.exposure_id, 0))
+
+    def end(self) -> None:
+        """Add what the blocks contribute now, and store them."""
+        ledger, unit = self._scope.ledger, self._unit
+        for experiment_id, (plan, block) in self._blocks.items():
+            count_block(ledger.tally, plan, block, self._conversions, unit.settled_ms, 1)
+            unit.blocks[experiment_id] = encode_block(block)
         ledger.attribute(self._n_pending - n_pending(self._conversions))
-        store_conversions(self._unit, self._conversions)
+        store_conversions(unit, self._conversions)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from streams.errors import DeadLetterReason
-from streams.join.attribution import Tally
 from streams.join.definitions import Definitions
+from streams.join.tally import Tally
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -36,17 +36,20 @@ class Ledger:
     topic
         The batch's source topic.
     outcomes
-        Records by outcome: ``accepted``, ``duplicate``, ``rerouted``, ``marker``, ``test``, ``archived``,
-        ``dead_letter/<reason>``.
+        Records by outcome, but for the accepted: ``duplicate``, ``rerouted``, ``marker``, ``test``,
+        ``archived``, ``dead_letter/<reason>``.
     verdicts, reroutes
         Rejected records and offsets of misplaced ones, in no order.
     tally
         Increments of cells.
+    n_accepted
+        Accepted records.
     n_attributed, n_pending, n_expired
         Increments of accepted conversions by what became of them.
     """
 
     __slots__ = (
+        "n_accepted",
         "n_attributed",
         "n_expired",
         "n_pending",
@@ -63,6 +66,7 @@ class Ledger:
         self.verdicts: list[Verdict] = []
         self.reroutes: list[int] = []
         self.tally = Tally()
+        self.n_accepted = 0
         self.n_attributed = 0
         self.n_pending = 0
         self.n_expired = 0
@@ -105,6 +109,7 @@ class Ledger:
         """Absolute totals after the batch; keys are ``topic/outcome`` or ``topic/outcome/reason``."""
         totals = dict(before)
         changes = {f"{self.topic}/{outcome}": n for outcome, n in self.outcomes.items()}
+        changes[f"{self.topic}/accepted"] = self.n_accepted
         changes["conversions/attributed"] = self.n_attributed
         changes["conversions/expired"] = self.n_expired
         for name, n in changes.items():
@@ -113,7 +118,7 @@ class Ledger:
         return totals
 
 
-class Scope(NamedTuple):
+class Scope:
     """What the units of one batch are judged by, and the ledger for what comes of it.
 
     Attributes
@@ -122,12 +127,21 @@ class Scope(NamedTuple):
         Of the batch.
     horizon_ms
         Horizon of the head before the batch; see ``streams.join.eviction``.
+    evict_due_ms
+        Units due up to here are evicted. It lags the horizon by a quarter of the grace, so that a unit is not
+        evicted for each of its events; the state is at most that much longer for it.
     final
         Whether the definitions were read to their end.
     """
 
-    definitions: Definitions
-    limits: Limits
-    ledger: Ledger
-    horizon_ms: int
-    final: bool
+    __slots__ = ("definitions", "evict_due_ms", "final", "horizon_ms", "ledger", "limits")
+
+    def __init__(
+        self, definitions: Definitions, limits: Limits, ledger: Ledger, horizon_ms: int, *, final: bool
+    ) -> None:
+        self.definitions = definitions
+        self.limits = limits
+        self.ledger = ledger
+        self.horizon_ms = horizon_ms
+        self.evict_due_ms = horizon_ms - limits.grace_ms // 4
+        self.final = final

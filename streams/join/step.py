@@ -17,10 +17,9 @@ from typing import Protocol
 from msgspec import Struct, field
 
 from streams.errors import StateCorrupt
-from streams.join.attribution import MissingDefinition
-from streams.join.cells import add_to_cell, encode_key
+from streams.join.cells import add_to_cell
 from streams.join.conversions import apply_conversions
-from streams.join.definitions import Definitions
+from streams.join.definitions import Definitions, MissingDefinition
 from streams.join.eviction import SweptUnit, horizon_ms, sweep_unit
 from streams.join.exposures import apply_exposures
 from streams.join.ledger import Ledger, Limits, Scope, Verdict
@@ -155,7 +154,7 @@ def run_step(
         reading.read_conversions(batch.records)
     if reading.unknown and not final:
         return _undecided(head, reading.unknown)
-    scope = Scope(definitions, limits, ledger, horizon_ms(head.maxima, limits.grace_ms), final)
+    scope = Scope(definitions, limits, ledger, horizon_ms(head.maxima, limits.grace_ms), final=final)
     try:
         units = _apply(batch, reading, scope, load_units)
     except MissingDefinition as missing:
@@ -228,10 +227,11 @@ def _reroute_strangers(batch: Batch, reading: Reading, fresh: Sequence[bytes]) -
 
 def _cells(ledger: Ledger, definitions: Definitions, load_cells: LoadMany) -> dict[bytes, bytes]:
     """Absolute bytes of every cell that changes."""
-    deltas = {encode_key(key): delta for key, delta in ledger.tally.deltas(definitions).items()}
-    if not deltas:
+    changes = list(ledger.tally.changes(definitions))
+    if not changes:
         return {}
-    states = load_cells(list(deltas))
+    states = load_cells([change[0] for change in changes])
     return {
-        key: add_to_cell(state, delta) for (key, delta), state in zip(deltas.items(), states, strict=True)
+        key: add_to_cell(state, trials, crossovers, lags)
+        for (key, trials, crossovers, lags), state in zip(changes, states, strict=True)
     }
