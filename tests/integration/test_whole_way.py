@@ -77,7 +77,7 @@ async def test_decisions_change_counts_and_counts_change_decisions(
 ) -> None:
     settings = quick_settings(broker.bootstrap_servers, topic_prefix, tmp_path)
     start_ms = (time.time_ns() // 1_000_000 // HOUR_MS - 30) * HOUR_MS
-    record, pick = definition(start_ms), random.Random(7)
+    record = definition(start_ms)
     async with Installation(settings) as installation, JournalWatch(settings) as watch:
         await installation.define([record])
         worker = WorkerHandle(settings, "w1", tmp_path)
@@ -85,11 +85,40 @@ async def test_decisions_change_counts_and_counts_change_decisions(
         try:
             await worker.wait_ready()
             async with EdgeClient(settings) as edge:
-                first = await until(allocation(edge, 0), deadline_s=30, what="an allocation without data")
-                assert "no difference" in command(settings, "audit")
+                await learn(edge, installation, start_ms)
+                require_shares(edge)
+                await stop_arm_and_pause(settings, edge)
+            totals = await verify(settings, watch, [record])
+            assert totals["exposures/accepted"] == 4 * 1500
+            assert "no difference" in command(settings, "audit")
             assert await worker.stop() == 0
         finally:
             worker.kill()
+
+
+async def learn(edge: EdgeClient, installation: Installation, start_ms: int) -> None:
+    """Four hours of traffic, each decided by the allocation of the hour before."""
+    pick = random.Random(7)
+    first = await until(allocation(edge, 0), deadline_s=30, what="an allocation without data")
+    assert {arm.arm_id: round(arm.weight, 9) for arm in first.arms} == dict.fromkeys(RATES, 0.3)
+    for hour in range(4):
+        hour_ms = start_ms + hour * HOUR_MS
+        await one_hour(edge, hour_ms, pick)
+        await installation.mark(str(hour_ms + HOUR_MS))
+        await until(allocation(edge, hour_ms + HOUR_MS), deadline_s=30, what=f"allocation of hour {hour}")
+
+
+def require_shares(edge: EdgeClient) -> None:
+    """The better arm has most of the traffic, and new units are decided by the realised weights."""
+    newest = edge.allocation("button")
+    assert newest is not None
+    weights = {arm.arm_id: arm.weight for arm in newest.arms}
+    assert weights["green"] > 0.8, weights
+    decided = [edge.decide("button", f"new-{n}") for n in range(4000)]
+    share = sum(decision.arm_id == "green" for decision in decided) / len(decided)
+    assert abs(share - weights["green"]) < 0.03
+    comparison = sum(decision.group == "comparison" for decision in decided) / len(decided)
+    assert abs(comparison - 0.1) < 0.02
 
 
 def allocation(edge: EdgeClient, boundary_ms: int) -> Callable[[], Awaitable[Allocation | None]]:
