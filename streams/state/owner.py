@@ -28,6 +28,7 @@ from streams.join.step import Batch, StepResult
 from streams.state.errors import (
     JournalAppendError,
     JournalDiverged,
+    JournalGap,
     JournalRefused,
     JournalUnavailable,
     SourceTruncated,
@@ -42,7 +43,7 @@ from streams.state.journal import (
     SweepRecord,
     encode,
 )
-from streams.state.partition import Partition
+from streams.state.partition import Divergence, Partition
 from streams.state.recovery import recover
 from streams.state.sweep import KEEP, KeyRange, Sweeper, sweep_range
 
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 Heartbeat = Callable[[], Awaitable[bool]]
 """True once a heartbeat sent after the call was answered: still a member, of the claim's generation."""
 
+_CLAIM_RECOVERIES = 3
 _HEAD_ROOM_BYTES = 64 * 1024  # of a sweep record for its head, totals and field names
 
 
@@ -222,15 +224,20 @@ class Owner:
         async with self._lock:
             self._generation = generation
             self._inactive_because = "claim in progress"
-            reset = await self.partition.verify(self.log)
-            await recover(
-                self.partition,
-                self.log,
-                on_progress=on_progress,
-                deadline_s=self._limits.recovery_deadline_s,
-            )
-            fenced = await self._claim_until_deadline()
-            return fenced or Claimed(self._claim, reset)
+            for _ in range(_CLAIM_RECOVERIES - 1):
+                try:
+                    return await self._recover_and_claim(on_progress)
+                except JournalDiverged as error:
+                    # The owner before us may end a sweep, and trim, between our replay and our claim.
+                    logger.warning("%s: recovering again: %s", self.log.name, error.what)
+            return await self._recover_and_claim(on_progress)
+
+    async def _recover_and_claim(self, on_progress: Callable[[int], None] | None) -> Claimed | Fenced:
+        reset = await self.partition.verify(self.log)
+        await recover(
+            self.partition, self.log, on_progress=on_progress, deadline_s=self._limits.recovery_deadline_s
+        )
+        return await self._claim_until_deadline() or Claimed(self._claim, reset)
 
     async def _claim_until_deadline(self) -> Fenced | None:
         last_error: BrokerUnavailable | None = None
@@ -260,10 +267,11 @@ class Owner:
 
     async def _claim_once(self) -> Fenced | None:
         self._inactive_because = "claim in progress"
-        await self._require_same_journal()
-        await self._read_to(await self.log.end_offset())
+        found = await self._catch_up()
         if not await self._heartbeat_fresh():
             return Fenced("no fresh heartbeat: the group has gone on without this worker")
+        if found is not None:
+            raise self._diverged(found)
         known = self.partition.known_journal_id
         record = Claim(
             owner=self.name,
@@ -275,7 +283,6 @@ class Owner:
         offset = await self.log.append(data, timeout_s=self._limits.append_timeout_s)
         self.statistics.claims += 1
         if offset < self.partition.head.journal_offset:
-            await self._require_same_journal()
             raise BrokerUnavailable(f"claim was acknowledged at odd offset {offset}", where=self.log.name)
         if offset == self.partition.head.journal_offset:
             self.partition.apply(offset, data)
@@ -289,16 +296,23 @@ class Owner:
             return Fenced(f"generation {rival} has claimed, this worker has {self._generation}")
         return None
 
-    async def _require_same_journal(self) -> None:
-        found = await self.partition.compare(self.log)
-        if found is not None:
-            self._inactive_because = f"journal {found}"
-            raise JournalDiverged(
-                f"the journal was {found} while this worker owned the partition",
-                where=self.log.name,
-                action="restart the worker: it sets its state aside and rebuilds; find out who changed the "
-                "topic",
-            )
+    async def _catch_up(self) -> Divergence | None:
+        """Apply all that the journal has; else say why this copy cannot follow it."""
+        try:
+            found = await self.partition.compare(self.log)
+            if found is None:
+                await self._read_to(await self.log.end_offset())
+        except JournalGap:  # trimmed between the comparison and the read
+            return "trimmed"
+        return found
+
+    def _diverged(self, found: Divergence) -> JournalDiverged:
+        self._inactive_because = f"journal {found}"
+        return JournalDiverged(
+            f"the journal was {found} while this worker owned the partition",
+            where=self.log.name,
+            action="restart the worker: it sets its state aside and rebuilds; find out who changed the topic",
+        )
 
     async def _read_to(self, end: int) -> int:
         """Apply records below ``end``; return the highest generation claimed in them, -1 if none was."""

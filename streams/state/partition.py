@@ -358,8 +358,11 @@ class Partition:
         start, end = await log.start_offset(), await log.end_offset()
         found: Divergence | None = "truncated" if last >= end else "trimmed" if last < start else None
         if found is None:
-            async for _, data in log.read(last, last + 1):
-                found = None if record_hash(data) == self.head.last_hash else "recreated"
+            try:
+                async for _, data in log.read(last, last + 1):
+                    found = None if record_hash(data) == self.head.last_hash else "recreated"
+            except JournalGap:  # trimmed since we asked for its start
+                found, start = "trimmed", await log.start_offset()
         if found is not None:
             await self._require_rebuildable(log, start, end)
         return found
