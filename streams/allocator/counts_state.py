@@ -16,7 +16,6 @@ record that it passes, once; an earlier boundary than before O(a k), from the pa
 """
 
 import heapq
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -45,7 +44,9 @@ class _Slot(NamedTuple):
 class _Row(NamedTuple):
     slot: int
     trials: int
-    lags: tuple[tuple[int, int, int, int], ...]
+    lags: tuple[
+        tuple[int, ...], ...
+    ]  # lag, successes, value, value_sq; the last two left out for unit rewards
 
 
 class _Packed(NamedTuple):
@@ -59,6 +60,8 @@ _pack_decoder = msgspec.msgpack.Decoder(_Packed)
 _json_encoder = msgspec.json.Encoder()
 _json_decoder = msgspec.json.Decoder(_Packed)
 _JSON_START = ord("[")  # a three-element msgpack array starts with 0x93
+_MICROS = 10**6
+_MICROS2 = 10**12
 
 
 def _pack(packed: _Packed) -> bytes:
@@ -70,6 +73,19 @@ def _pack(packed: _Packed) -> bytes:
 
 def _unpack(raw: bytes) -> _Packed:
     return (_json_decoder if raw[0] == _JSON_START else _pack_decoder).decode(raw)
+
+
+def _short(lag: tuple[int, int, int, int]) -> tuple[int, ...]:
+    """Leave out what follows from the successes when every reward is 1: a third of the memory."""
+    _, successes, value, value_sq = lag
+    return lag[:2] if value == successes * _MICROS and value_sq == successes * _MICROS2 else lag
+
+
+def _increments(lag: tuple[int, ...]) -> tuple[int, int, int]:
+    """Successes, value and squares of a lag as it is packed."""
+    if len(lag) == 2:
+        return lag[1], lag[1] * _MICROS, lag[1] * _MICROS2
+    return lag[1], lag[2], lag[3]
 
 
 class _Experiment:
@@ -88,7 +104,7 @@ class _Experiment:
     )
 
     def __init__(self) -> None:
-        self.slots: dict[_Slot, int] = {}
+        self.slots: dict[tuple[int, str, str], int] = {}
         self.names: list[_Slot] = []
         self.records: dict[tuple[int, int], bytes] = {}  # (bucket, source partition)
         self.waiting: dict[int, list[int]] = {}  # bucket >= folded_hour -> source partitions
@@ -100,12 +116,10 @@ class _Experiment:
         ] = {}  # hour >= folded_hour -> slot -> what folded buckets add
         self.tail_hours: list[int] = []  # heap of the keys of `tails`
 
-    def slot(self, name: _Slot) -> int:
-        index = self.slots.get(name)
-        if index is None:
-            index = self.slots[name] = len(self.names)
-            self.names.append(name)
-            self.totals.append([0, 0, 0, 0])
+    def new_slot(self, name: tuple[int, str, str]) -> int:
+        index = self.slots[name] = len(self.names)
+        self.names.append(_Slot(*name))
+        self.totals.append([0, 0, 0, 0])
         return index
 
     def replace(self, place: tuple[int, int], raw: bytes | None) -> None:
@@ -143,8 +157,9 @@ class _Experiment:
         for slot, trials, lags in packed.rows:
             total = self.totals[slot]
             total[0] += sign * trials
-            for lag, successes, value, value_sq in lags:
-                hour = bucket + lag
+            for lag in lags:
+                hour = bucket + lag[0]
+                successes, value, value_sq = _increments(lag)
                 if hour < self.folded_hour:
                     _add_to(total, 0, sign * successes, sign * value, sign * value_sq)
                     continue
@@ -164,9 +179,9 @@ class _Experiment:
                 continue
             for slot, trials, lags in _unpack(raw).rows:
                 totals[slot][0] += trials
-                for lag, *increments in lags:
-                    if bucket + lag < hour:
-                        _add_to(totals[slot], 0, *increments)
+                for lag in lags:
+                    if bucket + lag[0] < hour:
+                        _add_to(totals[slot], 0, *_increments(lag))
         return totals
 
 
@@ -244,24 +259,23 @@ class CountsState:
         known = experiment.records.get(place)
         if known is not None and order <= _unpack(known).order:
             return False
-        packed = _Packed(order, _last_hour(key.bucket, rows), tuple(self._packed_rows(experiment, rows)))
+        packed = _Packed(order, _last_hour(key.bucket, rows), self._packed_rows(experiment, rows))
         experiment.replace(place, _pack(packed))
         return True
 
-    def _packed_rows(self, experiment: _Experiment, rows: tuple[CellRow, ...]) -> Iterator[_Row]:
+    def _packed_rows(self, experiment: _Experiment, rows: tuple[CellRow, ...]) -> tuple[_Row, ...]:
         """Rows of the view and group that count, summed over segments and allocation versions."""
-        merged: dict[int, tuple[int, dict[int, tuple[int, int, int]]]] = {}
+        merged: dict[int, CellRow] = {}
         for row in rows:
             if row.view != self._view or row.group != self._group:
                 continue
-            slot = experiment.slot(_Slot(row.version, row.metric, row.arm_id))
-            trials, lags = merged.get(slot, (0, {}))
-            for lag, *counts in row.lags:
-                before = lags.get(lag, (0, 0, 0))
-                lags[lag] = (before[0] + counts[0], before[1] + counts[1], before[2] + counts[2])
-            merged[slot] = (trials + row.trials, lags)
-        for slot, (trials, lags) in merged.items():
-            yield _Row(slot, trials, tuple((lag, *counts) for lag, counts in lags.items()))
+            name = (row.version, row.metric, row.arm_id)
+            slot = experiment.slots.get(name)
+            if slot is None:
+                slot = experiment.new_slot(name)
+            known = merged.get(slot)
+            merged[slot] = row if known is None else _sum(known, row)
+        return tuple([_Row(slot, row.trials, tuple(map(_short, row.lags))) for slot, row in merged.items()])
 
     def _remove(self, key: CountsKey) -> bool:
         experiment = self._experiments.get(key.experiment_id)
@@ -338,6 +352,16 @@ class CountsState:
         return last if last >= 0 else None
 
 
+def _sum(one: CellRow, other: CellRow) -> CellRow:
+    """Cell of both; of their keys only what is common to them means anything."""
+    lags = {lag[0]: lag for lag in one.lags}
+    for lag, successes, value, value_sq in other.lags:
+        _, *before = lags.get(lag, (lag, 0, 0, 0))
+        lags[lag] = (lag, before[0] + successes, before[1] + value, before[2] + value_sq)
+    return one._replace(trials=one.trials + other.trials, lags=tuple(lags.values()))
+
+
 def _last_hour(bucket: int, rows: tuple[CellRow, ...]) -> int:
-    lags = [lag[0] for row in rows for lag in row.lags]
-    return bucket + max(lags, default=0) if rows else -1
+    if not rows:
+        return -1
+    return bucket + max([lag[0] for row in rows for lag in row.lags[-1:]], default=0)  # lags are sorted
