@@ -16,7 +16,7 @@ from streams.config import Settings
 from streams.edge import EdgeClient
 from streams.embedded import Broker
 from streams.experiments.definition import Arm, Counting, ExperimentRecord, Policy, Reward
-from tests.harness.check import JournalWatch
+from tests.harness.check import JournalWatch, verify
 from tests.harness.installation import Installation, quick_settings
 from tests.harness.traffic import HOUR_MS
 from tests.harness.workers import WorkerHandle, environment, until
