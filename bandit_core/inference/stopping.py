@@ -1,0 +1,133 @@
+"""When it is safe to stop, and in-sample figures.
+
+``Safe to stop`` says that little can be won by going on: the 95th percentile of the value remaining is
+under 1% (Scott 2015, section 3) after at least two whole weeks. It does not say that the leader is better;
+that claim is a confidence sequence's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bandit_core.posteriors.base import Posterior
+
+__all__ = ["InSample", "StopAdvice", "in_sample", "safe_to_stop"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class StopAdvice:
+    """Whether to stop, and why not.
+
+    Attributes
+    ----------
+    safe : bool
+    value_remaining : float
+        95th percentile, relative.
+    weeks : float
+        Run so far.
+    reason : str
+    """
+
+    safe: bool
+    value_remaining: float
+    weeks: float
+    reason: str
+
+
+def safe_to_stop(
+    posterior: Posterior,
+    *,
+    days: float,
+    eligible: ArrayLike | None = None,
+    lower_is_better: bool = False,
+    threshold: float = 0.01,
+    min_weeks: int = 2,
+) -> StopAdvice:
+    """Advise on stopping one experiment.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Shape (1, n_arms); of the reporting view, without discounting.
+    days : float
+        Since the start.
+    eligible : array_like of bool, shape (n_arms,), optional
+    lower_is_better : bool
+    threshold : float
+        Value remaining, relative, below which it is safe.
+    min_weeks : int
+        Whole weeks it must have run.
+    """
+    mask = None if eligible is None else np.asarray(eligible, dtype=bool)[None]
+    remaining = float(posterior.value_remaining(0.95, eligible=mask, lower_is_better=lower_is_better)[0])
+    weeks = int(days // 7)
+    if remaining >= threshold:
+        reason = f"up to {remaining:.1%} could still be won (95th percentile); below {threshold:.1%} is safe"
+    elif weeks < min_weeks:
+        reason = f"{weeks} whole weeks of at least {min_weeks}: weekdays may differ"
+    else:
+        reason = "little is left to win; this is no claim that the leader is better"
+    return StopAdvice(remaining < threshold and weeks >= min_weeks, remaining, days / 7.0, reason)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InSample:
+    """Figures on the data themselves, with credible intervals; descriptive, biased towards the leader.
+
+    Attributes
+    ----------
+    expected_reward : float
+        Mean reward under the given weights.
+    lift_control, lift_worst : float
+        Of that mean over control's and the worst arm's posterior mean; NaN without control.
+    low, high : ndarray, shape (n_arms,)
+    exploration_share : float
+        Weight not on the arm with the best mean.
+    """
+
+    expected_reward: float
+    lift_control: float
+    lift_worst: float
+    low: Array
+    high: Array
+    exploration_share: float
+
+
+def in_sample(
+    posterior: Posterior, weights: ArrayLike, *, control: int | None = None, lower_is_better: bool = False
+) -> InSample:
+    """Describe one experiment's posterior under its current weights.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Shape (1, n_arms).
+    weights : array_like, shape (n_arms,)
+        Scaled to sum to 1.
+    control : int or None
+    lower_is_better : bool
+    """
+    w = np.asarray(weights, dtype=np.float64)
+    if posterior.shape != (1, len(w)) or not w.sum() > 0.0:
+        raise ValueError(f"weights: {w.tolist()} do not fit a posterior of shape {posterior.shape}")
+    w = w / w.sum()
+    mean = posterior.mean()[0]
+    low, high = posterior.credible_interval()
+    live = np.flatnonzero(w > 0.0)
+    reward = float((w * mean).sum())
+    worst = mean[live].max() if lower_is_better else mean[live].min()
+    best = live[np.argmin(mean[live])] if lower_is_better else live[np.argmax(mean[live])]
+    base = np.nan if control is None else float(mean[control])
+    return InSample(
+        reward,
+        reward / base - 1.0,
+        reward / float(worst) - 1.0,
+        low[0],
+        high[0],
+        float(1.0 - w[best]),
+    )

@@ -1,0 +1,200 @@
+"""From period counts to the posterior that steers: one function for everything a definition can ask.
+
+Order: delay (pending trials are worth what the arm's own delay says, or only mature periods count) ->
+discount or window -> period stratification -> overdispersion -> prior (given, or pooled over the arms) ->
+posterior. Each step is off or on by itself; what could not be done is said in ``warnings``.
+
+These posteriors steer traffic. They are not for reports: shrinking, discounting and adaptive collection
+bias them; :mod:`bandit_core.inference` has what may be reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bandit_core.counts import PeriodCounts, dispersion, period_weights
+from bandit_core.delay import (
+    DelayEstimate,
+    DelayGrid,
+    DelaySettings,
+    estimate_delay,
+    lag_sums,
+    log_likelihood_ratio_of_arms,
+)
+from bandit_core.posteriors.base import Posterior
+from bandit_core.posteriors.beta import BetaPosterior, BetaPrior
+from bandit_core.posteriors.hurdle import HurdlePosterior
+from bandit_core.priors import pooled_beta_prior
+from bandit_core.stratification import stratify
+
+__all__ = ["Steering", "SteeringSettings", "steering_posterior"]
+
+Array = NDArray[np.float64]
+
+_DELAYS_DIFFER = 3.0  # log Bayes factor
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringSettings:
+    """What the definition says about learning.
+
+    Parameters
+    ----------
+    reward : {"rate", "value"}
+    cap : float
+        Largest value of a trial, for ``value``.
+    prior : BetaPrior
+        Of the rate.
+    pooled_prior : bool
+        Learn the prior from the arms instead.
+    delay : {"none", "gate", "estimate"}
+        Pending trials count as they are, only periods older than the window count, or delays are estimated.
+    window_periods : int
+        Conversion window in periods.
+    half_life_periods : float, optional
+    sliding_window_periods : int, optional
+    stratify : bool
+        Compare arms within periods.
+    overdispersion : bool
+        Divide counts by their measured overdispersion.
+    """
+
+    reward: Literal["rate", "value"] = "rate"
+    cap: float = 1.0
+    prior: BetaPrior = field(default_factory=BetaPrior)
+    pooled_prior: bool = False
+    delay: Literal["none", "gate", "estimate"] = "none"
+    window_periods: int = 24
+    half_life_periods: float | None = None
+    sliding_window_periods: int | None = None
+    stratify: bool = False
+    overdispersion: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reward not in ("rate", "value"):
+            raise ValueError(f"reward: {self.reward!r} is not rate or value")
+        if self.delay not in ("none", "gate", "estimate"):
+            raise ValueError(f"delay: {self.delay!r} is not none, gate or estimate")
+        if not (np.isfinite(self.cap) and self.cap > 0.0):
+            raise ValueError(f"cap: {self.cap!r} must be positive")
+        if self.window_periods < 0:
+            raise ValueError(f"window_periods: {self.window_periods!r} is negative")
+        period_weights(
+            1, half_life_periods=self.half_life_periods, window_periods=self.sliding_window_periods
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steering:
+    """The posterior and what went into it.
+
+    Attributes
+    ----------
+    posterior : Posterior
+        Shape (1, n_arms).
+    effective_trials, successes : ndarray, shape (n_arms,)
+        Counts the posterior is worth.
+    prior : BetaPrior
+    delay : DelayEstimate or None
+    dispersion : float
+        Factor by which counts were divided.
+    warnings : tuple of str
+    """
+
+    posterior: Posterior
+    effective_trials: Array
+    successes: Array
+    prior: BetaPrior
+    delay: DelayEstimate | None
+    dispersion: float
+    warnings: tuple[str, ...]
+
+
+def steering_posterior(
+    counts: PeriodCounts, settings: SteeringSettings, *, eligible: ArrayLike | None = None
+) -> Steering:
+    """Learn from counts as the settings say.
+
+    Parameters
+    ----------
+    counts : PeriodCounts
+        Up to the boundary.
+    settings : SteeringSettings
+    eligible : array_like of bool, shape (n_arms,), optional
+        Arms that stratification compares and the pooled prior learns from; default all with trials.
+
+    Returns
+    -------
+    Steering
+    """
+    warnings: list[str] = []
+    n_arms = counts.trials.shape[1]
+    mask = np.ones(n_arms, dtype=bool) if eligible is None else np.asarray(eligible, dtype=bool)
+    used = counts.mature(settings.window_periods) if settings.delay == "gate" else counts
+    weights = period_weights(
+        used.n_periods,
+        half_life_periods=settings.half_life_periods,
+        window_periods=settings.sliding_window_periods,
+    )[:, None]
+    trials, successes = used.trials * weights, used.totals() * weights
+    delay = None
+    certainty = np.ones(n_arms)
+    if settings.delay == "estimate" and settings.window_periods >= 1 and used.n_periods > 0:
+        delay, certainty, shown = _delay(used, settings, weights[:, 0], warnings)
+        trials = np.maximum(trials * shown, successes)
+    factor = 1.0
+    if settings.overdispersion and used.n_periods > 1:
+        factor = dispersion(used.trials, used.totals())
+    total_trials, total_successes = trials.sum(axis=0), successes.sum(axis=0)
+    if settings.stratify and used.n_periods > 0:
+        compared = mask & (total_trials > 0.0)
+        stratified = stratify(trials, successes, compared=compared)
+        warnings.extend(stratified.warnings)
+        total_trials = np.where(compared, stratified.trials, total_trials)
+        total_successes = np.where(compared, stratified.successes, total_successes)
+    # What the delay leaves unknown makes trials worth less, for the rate of the arm as a whole.
+    share = certainty / factor
+    total_trials, total_successes = total_trials * share, total_successes * share
+    prior = settings.prior
+    if settings.pooled_prior:
+        prior = pooled_beta_prior(total_trials[mask], total_successes[mask])
+    posterior: Posterior
+    if settings.reward == "rate":
+        posterior = BetaPosterior.from_counts(total_trials, total_successes, prior)
+    else:
+        raw = successes.sum(axis=0)
+        scale = np.divide(total_successes, raw, out=np.zeros(n_arms), where=raw > 0.0)
+        sums = (used.totals("sums") * weights).sum(axis=0) * scale
+        squares = (used.totals("squares") * weights).sum(axis=0) * scale
+        posterior = HurdlePosterior.from_sums(
+            total_trials, total_successes, sums, squares, cap=settings.cap, prior=prior
+        )
+    return Steering(posterior, total_trials, total_successes, prior, delay, factor, tuple(warnings))
+
+
+def _delay(
+    counts: PeriodCounts, settings: SteeringSettings, weights: Array, warnings: list[str]
+) -> tuple[DelayEstimate, Array, Array]:
+    """Delay estimate; share of each arm's trials left by its uncertainty; share shown by period."""
+    grid = DelayGrid.of(DelaySettings(settings.window_periods))
+    conversions, exposed = lag_sums(counts, settings.window_periods, weights)
+    estimate = estimate_delay(conversions, exposed, grid, settings.prior)
+    lag = np.minimum(counts.ages(), settings.window_periods)
+    shown = estimate.cdf[:, lag].T
+    worth = np.maximum((counts.trials * weights[:, None] * shown).sum(axis=0), conversions.sum(axis=1))
+    certainty = np.divide(
+        np.minimum(estimate.effective_trials, worth), worth, out=np.ones_like(worth), where=worth > 0.0
+    )
+    informed = conversions.sum(axis=1) > 0.0
+    if informed.sum() > 1:
+        ratio = float(log_likelihood_ratio_of_arms(conversions[informed], exposed[informed], grid))
+        if ratio > _DELAYS_DIFFER:
+            shown_lags = ", ".join(f"{lag:.1f}" for lag in estimate.mean_lag_periods)
+            warnings.append(
+                f"the arms' delays differ (mean lags {shown_lags} periods): counts of pending trials mislead"
+            )
+    return estimate, certainty, shown

@@ -1,0 +1,293 @@
+"""What may be reported: coverage, false winners and alarms by simulation, formulas by hand."""
+
+import csv
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bandit_core.inference import (
+    NoOverlap,
+    batched_ols,
+    difference_sequence,
+    in_sample,
+    lift_sequence,
+    off_policy,
+    pairwise_contrasts,
+    require_independent_batches,
+    safe_to_stop,
+    sample_ratio_test,
+)
+from bandit_core.league import claims
+from bandit_core.policies import policy_from_definition
+from bandit_core.posteriors import BetaPosterior
+from bandit_core.scenarios import scenario_from_definition
+from bandit_core.simulator import simulate
+
+DATA = Path(__file__).parents[2] / "data"
+
+
+def rates_of_claims(
+    definition: dict[str, object], *, n_runs: int, seed: int, policy: str = "thompson"
+) -> tuple[float, float]:
+    scenario = scenario_from_definition(definition)
+    pending = "estimated" if scenario.mean_delay_periods else "known"
+    got = simulate(
+        scenario,
+        policy_from_definition(policy),
+        n_runs=n_runs,
+        rng=np.random.default_rng(seed),
+        pending_as=pending,
+    )
+    said = claims(got)
+    return float(said.false_winner.mean()), float(said.covered.mean())
+
+
+EQUAL = {"name": "aa", "kind": "stationary", "rates": [0.05, 0.05]}
+DRIFT = {"name": "drift", "kind": "drift", "rates": [0.05, 0.055], "to": 2.0}
+NIGHT = {"name": "night", "kind": "day_night", "rates": [0.05, 0.055], "amplitude": 0.5}
+SLOW = {
+    "name": "slow",
+    "kind": "stationary",
+    "rates": [0.05, 0.055],
+    "mean_delay_periods": [1, 8],
+    "window_periods": 48,
+}
+
+
+@pytest.mark.parametrize("definition", [EQUAL, DRIFT, NIGHT], ids=["equal", "drift", "night"])
+def test_daily_looks_for_two_weeks_cover_and_name_no_false_winner(definition: dict[str, object]) -> None:
+    false_winners, coverage = rates_of_claims(definition, n_runs=200, seed=1)
+    assert false_winners <= 0.05
+    assert coverage >= 0.94
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("definition", [EQUAL, DRIFT, NIGHT], ids=["equal", "drift", "night"])
+def test_two_thousand_runs_cover_and_name_no_false_winner(definition: dict[str, object]) -> None:
+    false_winners, coverage = rates_of_claims(definition, n_runs=2000, seed=2)
+    assert false_winners <= 0.05
+    assert coverage >= 0.94
+
+
+@pytest.mark.slow
+def test_delayed_runs_cover() -> None:
+    # 100 runs: each hour re-estimates every arm's delay; batches of hours make the rest cheap.
+    false_winners, coverage = rates_of_claims(SLOW, n_runs=100, seed=3)
+    assert false_winners <= 0.05
+    assert coverage >= 0.94
+
+
+def test_the_naive_rule_names_false_winners_in_half_the_runs() -> None:
+    scenario = scenario_from_definition(EQUAL)
+    got = simulate(scenario, policy_from_definition("thompson"), n_runs=100, rng=np.random.default_rng(1))
+    assert got.probability_best is not None
+    assert (got.probability_best[24:] >= 0.95).any(axis=(0, 2)).mean() > 0.35
+
+
+def test_a_sequence_by_hand() -> None:
+    # One period, 400 of each: λ = 200; rates .1 and .05; V = 200 * p (1 - p) with p = (60 + p0) / 801.
+    got = difference_sequence([400], [40], [400], [20], target_information=10.0)
+    p0 = 60.5 / 801
+    p = (60 + p0) / 801
+    information = 200 * p * (1 - p)
+    assert got.estimate[0] == pytest.approx(0.05)
+    assert got.information[0] == pytest.approx(information)
+    rho = 10.0 / 8.2
+    # Two-sided normal mixture, Howard et al. 2021: rho by the Lambert function is near v / (2 ln(1/α) + ...).
+    reach = (got.high[0] - got.low[0]) / 2 * 200
+    implied = [
+        r
+        for r in np.linspace(0.5, 3, 2501)
+        if abs(np.sqrt((information + r) * np.log((information + r) / (r * 0.0025))) - reach) < 1e-3
+    ]
+    assert implied
+    assert min(abs(r - rho) for r in implied) < 0.4
+
+
+def test_nothing_to_compare_excludes_nothing() -> None:
+    got = difference_sequence([0, 10], [0, 1], [10, 0], [1, 0])
+    assert np.isnan(got.estimate).all()
+    assert (got.low == -np.inf).all()
+    assert (got.high == np.inf).all()
+
+
+def test_a_large_difference_is_claimed_and_lift_has_its_sign() -> None:
+    rng = np.random.default_rng(0)
+    trials = np.full((100, 3), 500)
+    successes = rng.binomial(trials, [0.05, 0.05, 0.08])
+    contrasts = pairwise_contrasts(trials, successes)
+    assert [(c.a, c.b, c.claim) for c in contrasts] == [(0, 1, 0), (0, 2, -1), (1, 2, -1)]
+    lift = lift_sequence(trials[:, 2], successes[:, 2], trials[:, 0], successes[:, 0])
+    assert lift.low[0] < 0.6 < lift.high[0]
+    assert lift.low[0] > 0
+    nothing = lift_sequence([10], [0], [10], [0])
+    assert (nothing.low[0], nothing.high[0]) == (-1.0, np.inf)
+
+
+def test_lift_sequences_cover_a_lift_when_looked_at_daily() -> None:
+    rng = np.random.default_rng(4)
+    runs, hours = 300, 240
+    base = (0.04 * (1 + 0.4 * np.sin(2 * np.pi * np.arange(hours) / 24)))[:, None]
+    n_a, n_b = rng.binomial(600, 0.7, (hours, runs)), np.full((hours, runs), 200)
+    s_a, s_b = rng.binomial(n_a, 1.2 * base), rng.binomial(n_b, base)
+    covered = np.ones(runs, dtype=bool)
+    for look in range(24, hours + 1, 24):
+        got = lift_sequence(n_a[:look], s_a[:look], n_b[:look], s_b[:look])
+        covered &= (got.low[0] <= 0.2) & (got.high[0] >= 0.2)
+    assert covered.mean() >= 0.94
+
+
+def test_values_have_sequences_too() -> None:
+    rng = np.random.default_rng(5)
+    runs, hours = 300, 100
+    x = rng.gamma(1.0, 10.0, size=(hours, runs, 50))
+    y = rng.gamma(1.0, 10.0, size=(hours, runs, 50))
+    n = np.full((hours, runs), 50)
+    got = difference_sequence(
+        n, x.sum(2), n, y.sum(2), squares=((x**2).sum(2), (y**2).sum(2)), target_information=100_000.0
+    )
+    assert ((got.low <= 0) & (got.high >= 0)).all(axis=0).mean() >= 0.95
+
+
+def test_batched_ols_covers_at_its_end_and_refuses_other_looks() -> None:
+    scenario = scenario_from_definition(
+        {"name": "aa", "kind": "stationary", "rates": [0.1, 0.1], "n_periods": 60}
+    )
+    got = simulate(
+        scenario, policy_from_definition("thompson"), n_runs=500, rng=np.random.default_rng(6), floor=0.05
+    )
+    n, s = got.trials, got.successes
+    end = batched_ols(n[..., 0], s[..., 0], n[..., 1], s[..., 1], period=60, end_period=60)
+    assert ((end.low <= 0) & (end.high >= 0)).mean() >= 0.93
+    assert (end.p_value < 0.05).mean() <= 0.07
+    assert (end.n_batches == 60).all()
+    with pytest.raises(ValueError, match="the end is fixed at 60"):
+        batched_ols(n[..., 0], s[..., 0], n[..., 1], s[..., 1], period=24, end_period=60)
+
+
+def test_batches_of_returning_units_are_refused() -> None:
+    require_independent_batches(trial_window="experiment", sticky="unit")
+    require_independent_batches(trial_window="hour", sticky="interval")
+    with pytest.raises(ValueError, match="returning unit"):
+        require_independent_batches(trial_window="hour", sticky="unit")
+
+
+def test_the_ratio_test_is_the_likelihood_ratio_by_hand() -> None:
+    got = sample_ratio_test([[60.0, 40.0]], [[0.5, 0.5]])
+    factors = np.exp(
+        np.concatenate([-1, 1] * np.array([[0.005], [0.01], [0.02], [0.04], [0.08], [0.16], [0.4], [1.0]]))
+    )
+    ratio = [r**60 / (1 + 0.5 * (r - 1)) ** 100 for r in factors] + [
+        r**40 / (1 + 0.5 * (r - 1)) ** 100 for r in factors
+    ]
+    assert got.log_evidence[0] == pytest.approx(np.log(np.mean(ratio)))
+
+
+def test_ratio_alarms_are_rare_over_two_thousand_runs_of_hourly_looks() -> None:
+    rng = np.random.default_rng(7)
+    runs, hours = 2000, 336
+    # Propensities wander as a bandit's do.
+    share = 0.5 + 0.4 * np.tanh(np.cumsum(rng.normal(0, 0.1, (hours, runs)), axis=0))
+    p = np.stack([share, 0.7 * (1 - share), 0.3 * (1 - share)], axis=-1)
+    trials = rng.multinomial(1000, p).astype(float)
+    assert sample_ratio_test(trials, p).alarm[-1].mean() <= 0.001
+
+
+def test_a_loss_of_one_percent_is_found_within_days() -> None:
+    rng = np.random.default_rng(8)
+    p = np.broadcast_to([0.5, 0.5], (24 * 14, 100, 2))
+    trials = rng.multinomial(10_000, p).astype(float)
+    trials[..., 1] = rng.binomial(trials[..., 1].astype(int), 0.99)
+    got = sample_ratio_test(trials, p)
+    days = np.where(got.alarm.any(axis=0), got.alarm.argmax(axis=0) / 24, np.inf)
+    assert np.median(days) < 8  # measured: about five days at 240,000 units a day
+    assert (days < 14).mean() > 0.95
+    assert (got.suspect_factor < 1.0).mean() + (got.suspect == 0).mean() >= 1.0
+
+
+def test_impossible_propensities_are_refused() -> None:
+    with pytest.raises(ValueError, match="sum to 1"):
+        sample_ratio_test([[1, 1]], [[0.5, 0.4]])
+    with pytest.raises(ValueError, match="propensity is 0"):
+        sample_ratio_test([[1, 1]], [[1.0, 0.0]])
+
+
+def test_off_policy_estimates_are_unbiased_and_cover() -> None:
+    rng = np.random.default_rng(9)
+    rates = np.array([0.1, 0.2, 0.05])
+    target = np.array([0.2, 0.5, 0.3])
+    truth = float((rates * target).sum())
+    for method in ("ips", "snips", "dr"):
+        covered, estimates = 0, []
+        for _ in range(200):
+            cluster = np.repeat(np.arange(40), 50)
+            logging = rng.dirichlet([4, 4, 4], size=40)[cluster]
+            logging = 0.05 + 0.85 * logging
+            arm = (rng.random((2000, 1)) > np.cumsum(logging, axis=1)).sum(axis=1)
+            reward = (rng.random(2000) < rates[arm]).astype(float)
+            got = off_policy(
+                reward,
+                logging[np.arange(2000), arm],
+                target[arm],
+                cluster,
+                method=method,
+                predicted_logged=np.full(2000, 0.1),
+                predicted_target=np.full(2000, 0.1),
+            )
+            estimates.append(got.estimate)
+            covered += got.low <= truth <= got.high
+        assert np.mean(estimates) == pytest.approx(truth, abs=4 * np.std(estimates) / np.sqrt(200))
+        assert covered / 200 >= 0.91
+
+
+def test_no_overlap_is_refused() -> None:
+    with pytest.raises(NoOverlap, match="row 1"):
+        off_policy([1, 0], [0.5, 0.0], [0.5, 0.5], [0, 1])
+    with pytest.raises(NoOverlap, match="one interval"):
+        off_policy([1, 0], [0.5, 0.5], [0.5, 0.5], [0, 0])
+    with pytest.raises(NoOverlap, match="no weight"):
+        off_policy([1, 0], [0.5, 0.5], [0.0, 0.0], [0, 1])
+    with pytest.raises(ValueError, match="predicted"):
+        off_policy([1, 0], [0.5, 0.5], [0.5, 0.5], [0, 1], method="dr")
+
+
+def test_the_uniform_policy_s_click_rate_from_the_thompson_log_of_a_real_shop() -> None:
+    def read(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        with gzip.open(DATA / name, "rt", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        clicks = np.array([float(row["click"]) for row in rows])
+        propensity = np.array([float(row["propensity_score"]) for row in rows])
+        return clicks, propensity, [row["timestamp"][:13] for row in rows]
+
+    clicks, propensity, hours = read("open_bandit_men_bts.csv.gz")
+    random_clicks, random_propensity, _ = read("open_bandit_men_random.csv.gz")
+    assert random_propensity == pytest.approx(np.full(len(random_propensity), 1 / 34), rel=1e-3)
+    got = off_policy(clicks, propensity, np.full(len(clicks), 1 / 34), np.array(hours))
+    assert got.low <= random_clicks.mean() <= got.high
+    assert got.n_clusters > 100
+    assert got.effective_rows < len(clicks)
+
+
+def test_safe_to_stop_needs_little_left_and_two_weeks() -> None:
+    sure = BetaPosterior.from_counts([1_000_000, 1_000_000], [50_000, 60_000])
+    assert safe_to_stop(sure, days=14).safe
+    early = safe_to_stop(sure, days=13.9)
+    assert not early.safe
+    assert "1 whole weeks of at least 2" in early.reason
+    unsure = safe_to_stop(BetaPosterior.from_counts([1000, 1000], [50, 60]), days=28)
+    assert not unsure.safe
+    assert unsure.value_remaining > 0.01
+
+
+def test_in_sample_figures_by_hand() -> None:
+    posterior = BetaPosterior.from_counts([98, 98, 98], [4, 9, 1])
+    got = in_sample(posterior, [0.25, 0.75, 0.0], control=0)
+    assert got.expected_reward == pytest.approx(0.25 * 0.05 + 0.75 * 0.10)
+    assert got.lift_control == pytest.approx(0.0875 / 0.05 - 1)
+    assert got.lift_worst == pytest.approx(0.0875 / 0.05 - 1)
+    assert got.exploration_share == pytest.approx(0.25)
+    assert in_sample(posterior, [0.25, 0.75, 0.0], lower_is_better=True).exploration_share == pytest.approx(
+        0.75
+    )
