@@ -22,7 +22,7 @@ import click
 from streams.errors import BanditError
 from streams.logs import LogFormat, configure_logging
 
-__all__ = ["COMMANDS", "cli", "main"]
+__all__ = ["COMMANDS", "cli", "main", "version"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Run the product on real input and on a simulated shop."),

@@ -45,7 +45,7 @@ from streams.log_reader import LogReader
 from streams.partitioning import partition_of
 from streams.topics import EVENT_MAX_BYTES
 
-__all__ = ["Fate", "Planned", "Replay", "Summary"]
+__all__ = ["Fate", "Planned", "Replay", "Summary", "event_time_ms", "unit_key"]
 
 CHUNK = 500
 
