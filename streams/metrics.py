@@ -40,7 +40,7 @@ OUTCOMES = ("accepted", "duplicate", "dead_letter", "rerouted", "marker", "test"
 DEAD_LETTER_REASONS: tuple[str, ...] = get_args(DeadLetterReason)
 JOURNAL_KINDS = ("claim", "batch", "sweep")
 TRIGGERS = ("interval", "change", "owner")
-STAGES = ("decode", "step", "journal", "apply")
+STAGES = ("step", "journal")
 
 _BATCH_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZE_BUCKETS = (1, 3, 10, 30, 100, 300, 1_000, 2_000, 4_000, 10_000)
@@ -184,7 +184,10 @@ class Metrics(_Registered):
 
     def _define_batches(self) -> None:
         self.batch_duration_seconds = self._histogram(
-            "batch_duration_seconds", "Time a batch spends in each stage.", _BATCH_BUCKETS_S, ("stage",)
+            "batch_duration_seconds",
+            "Time of a batch in the join (step), and until it is journalled and applied (journal).",
+            _BATCH_BUCKETS_S,
+            ("stage",),
         )
         self.batch_records = self._histogram("batch_records", "Source records in a batch.", _SIZE_BUCKETS)
         self.units_loaded_total = self._counter("units_loaded_total", "Unit states read from RocksDB.")

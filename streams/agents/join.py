@@ -6,11 +6,12 @@ import logging
 from streams.agents.context import SOURCES, JoinContext
 from streams.agents.runner import PartitionRunner
 from streams.agents.sweeper import JoinSweeper
-from streams.errors import BanditError
+from streams.errors import BanditError, TopicsMismatch
 from streams.metrics import PartitionState
 from streams.state.owner import Owner, OwnerLimits
 from streams.state.partition import Partition
 from streams.state.table import Shards
+from streams.topics import require_topics
 from streams.transport import Chunk
 
 __all__ = ["Join"]
@@ -39,6 +40,7 @@ class Join:
         self._seen: set[int] = set()
         self._assignment = 0  # counts rebalances: one may begin while the hand-over of the last still runs
         self._watcher: asyncio.Task[None] | None = None
+        self._check: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin watching; owner tasks start with the first assignment."""
@@ -46,9 +48,10 @@ class Join:
 
     async def stop(self) -> None:
         """Let every owner finish its batch, then close the databases."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+        for task in (self._watcher, self._check):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self.release()
         await self._shards.close()
 
@@ -84,10 +87,19 @@ class Join:
             )
             self._runners[number].start()
         self._context.health.ok("start")
-        self._context.health.ok("assignment")
+        self._check = asyncio.get_running_loop().create_task(self._check_topics())
         log.info(
             "assigned in generation %d: active %s, standby %s", generation, sorted(active), sorted(standby)
         )
+
+    async def _check_topics(self) -> None:
+        """End the worker if the topics no longer fit: assignments come when partitions are added, too."""
+        try:
+            await require_topics(self._context.settings)
+        except TopicsMismatch as error:
+            self._context.crash(error)
+        except BanditError as error:
+            log.warning("topics not checked at this assignment: %s", error)
 
     def _owner(self, number: int, partition: Partition, generation: int) -> Owner:
         context, settings = self._context, self._context.settings

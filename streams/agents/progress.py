@@ -36,6 +36,7 @@ class Progress:
         self._moved_s = dict.fromkeys(SOURCES, time.monotonic())
         self._beaten = (-1, -1, -1)
         self._reported = OwnerStatistics()
+        self._n_swept = 0
 
     def describe(self) -> str:
         """Say where the partition stands, for the log."""
@@ -82,6 +83,9 @@ class Progress:
         metrics = self._context.metrics
         metrics.sweep_bytes_total.inc(swept.size_bytes)
         metrics.sweeps_completed_total.inc(int(swept.completed))
+        self._n_swept = 0 if swept.completed else self._n_swept + swept.n_entries
+        n_entries = max(self._partition.estimated_entries(), self._n_swept, 1)
+        metrics.sweep_progress_ratio.labels(self._number).set(self._n_swept / n_entries)
 
     def _count_totals(self, before: dict[str, int], after: dict[str, int]) -> None:
         metrics = self._context.metrics
@@ -140,6 +144,9 @@ class Progress:
             self._beaten = mark
             self._context.health.beat(self._name)
         metrics.pending_conversions.labels(self._number).set(head.pending)
+        metrics.journal_size_records.labels(self._number).set(
+            head.journal_offset - max(0, head.sweep.completed)
+        )
         now_ms = self._context.clock_ms()
         for topic in SOURCES:
             metrics.lag_records.labels(topic, self._number).set(lag[topic])

@@ -107,6 +107,7 @@ class Swept(NamedTuple):
     cells: list[tuple[bytes, bytes]]
     dropped_cells: list[bytes]
     completed: bool
+    n_entries: int
 
 
 @dataclass(slots=True)
@@ -514,7 +515,7 @@ class Owner:
             if swept.last:
                 self.statistics.sweeps_completed += 1
                 await self._trim()
-            return Swept(*outcome, swept.cells(), swept.dropped_cells(), swept.last)
+            return Swept(*outcome, swept.cells(), swept.dropped_cells(), swept.last, swept.n_entries)
 
     def _sweep_record(self, head: Head, swept: KeyRange) -> SweepRecord:
         totals = {outcome: head.totals.get(outcome, 0) + change for outcome, change in swept.totals.items()}

@@ -218,6 +218,10 @@ class Partition:
         """States of units, None for the unknown, in the order asked for."""
         return self._store.get([UNIT + unit_id for unit_id in unit_ids])
 
+    def estimated_entries(self) -> int:
+        """Return the number of entries as RocksDB estimates it; O(1)."""
+        return self._store.estimated_entries()
+
     def get_cells(self, cell_keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Cells, None for the unknown, in the order asked for."""
         return self._store.get([CELL + key for key in cell_keys])

@@ -29,11 +29,8 @@ log = logging.getLogger(__name__)
 
 _SCAN_ENTRIES = 1024
 _LOCKED = re.compile(r"lock hold by current process|While lock file", re.IGNORECASE)
-_REFUSED = re.compile(
-    r"No space left|Permission denied|Read-only file system|Too many open files|Disk quota|"
-    r"Input/output error|Cannot allocate memory|Not a directory|\(os error \d+\)",
-    re.IGNORECASE,
-)
+# RocksDB's "IO error" is what the operating system refused; but a file that is missing is damage.
+_REFUSED = re.compile(r"^IO error(?!.*No such file)|\(os error \d+\)", re.IGNORECASE | re.DOTALL)
 
 
 class StoreOptions:
@@ -132,6 +129,10 @@ class Store:
         except Exception as error:
             raise self._failure(error) from error
         return cast("list[bytes | None]", values)
+
+    def estimated_entries(self) -> int:
+        """Return the number of entries as RocksDB estimates it; O(1)."""
+        return self._opened().property_int_value("rocksdb.estimate-num-keys") or 0
 
     def write(self, batch: WriteBatch) -> None:
         """Write a batch, whole or not at all."""

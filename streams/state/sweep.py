@@ -77,6 +77,11 @@ class KeyRange(NamedTuple):
     pending: int
     totals: dict[str, int]
 
+    @property
+    def n_entries(self) -> int:
+        """Entries that the range went over."""
+        return len(self.restated) + len(self.changed)
+
     def cells(self) -> list[tuple[bytes, bytes]]:
         """Cells of the range as they are after it, by cell key, ascending."""
         changed = {key: value for key, value in self.changed.items() if value is not None}
