@@ -143,8 +143,7 @@ class CompactedView(Generic[K, V]):
         self._callbacks: list[Callable[[Mapping[K, V | None]], None]] = []
         self._advanced = asyncio.Event()
 
-    # --- life
-    # -------------------------------------------------------------------------------------------------------
+    # --- life ---
 
     async def start(self, deadline_ms: float = START_DEADLINE_MS) -> None:
         """Read the topic up to its end as of now, then follow it in the background.
@@ -226,8 +225,7 @@ class CompactedView(Generic[K, V]):
                 f"ends cannot be had: {error!r}", where=self.topic, action="check that the brokers answer"
             ) from error
 
-    # --- content
-    # ----------------------------------------------------------------------------------------------------
+    # --- content ---
 
     def get(self, key: K) -> V | None:
         """Newest value of a key; ``None`` if there is none."""
@@ -284,8 +282,7 @@ class CompactedView(Generic[K, V]):
         """
         self._callbacks.append(callback)
 
-    # --- following
-    # --------------------------------------------------------------------------------------------------
+    # --- following ---
 
     def _positions(self) -> dict[int, int]:
         return {partition.partition: progress.complete for partition, progress in self._progress.items()}
