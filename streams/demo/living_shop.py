@@ -91,7 +91,6 @@ class _Life:
         self.publisher = publisher
         self.shop = shop
         self.experiments = experiments
-        self.now_ms = 0
         self.regret = {experiment.experiment_id: Regret() for experiment in experiments}
         self.regret_course: list[tuple[float, float]] = []
         self.n_sent = 0
@@ -100,21 +99,17 @@ class _Life:
     async def hour(self, start_ms: int) -> None:
         """Let one hour happen, and close it."""
         end_ms = start_ms + HOUR_MS
-        self.now_ms = start_ms
         for visit in self.shop.visits(start_ms):
             self._serve(visit)
-        await self.deliver(end_ms)
         malformed = [Event(0, key, value) for _, key, value in self.shop.malformed()]
         await self.publisher.publish("exposures", malformed)
         self.n_sent += len(malformed)
-        await self.publisher.mark(end_ms)
-        self.n_sent += 2 * self.installation.settings.partitions
-        self.now_ms = end_ms
+        await self.close(end_ms)
         total = self.regret.values()
         self.regret_course.append((sum(r.product for r in total), sum(r.equal_split for r in total)))
 
-    async def deliver(self, end_ms: int) -> None:
-        """Send the conversions that are due, and wait until Kafka has everything."""
+    async def close(self, end_ms: int) -> None:
+        """Send the conversions that are due before ``end_ms``, and a marker behind everything."""
         for i, due in enumerate(self.shop.due(end_ms)):
             edge = self.edges[i % len(self.edges)]
             for _ in range(1 + due.is_duplicated):
@@ -129,6 +124,8 @@ class _Life:
                     where=self.installation.settings.bootstrap_servers,
                     action="check that the brokers run",
                 )
+        await self.publisher.mark(end_ms)
+        self.n_sent += 2 * self.installation.settings.partitions
 
     def _serve(self, visit: Visit) -> None:
         """One page view: decide on every experiment, show, and report what was shown."""
@@ -244,6 +241,7 @@ class _Clock:
 async def _live(life: _Life, clock: _Clock, start_ms: int, days: int, narrator: Narrator) -> None:
     """Run all hours; afterwards deliver what is still under way and end the stream."""
     installation = life.installation
+    hour_ms = start_ms
     with narrator.step("simulating hours", days * 24) as step:
         for hour in range(days * 24):
             hour_ms = start_ms + hour * HOUR_MS
@@ -251,9 +249,11 @@ async def _live(life: _Life, clock: _Clock, start_ms: int, days: int, narrator: 
             await life.hour(hour_ms)
             await until_allocated(installation, life.edges, dict.fromkeys(life.regret, hour_ms + HOUR_MS))
             step.advance(1)
-    await life.deliver(END_MS)
-    await life.publisher.mark(END_MS)
-    life.n_sent += 2 * installation.settings.partitions
+    with narrator.step("delivering conversions that are still under way"):
+        while life.shop.is_waiting:
+            hour_ms += HOUR_MS
+            await life.close(hour_ms + HOUR_MS)
+    await life.close(END_MS)
     with narrator.step("counting what came last", life.n_sent) as step:
         counted = await until_counted(installation, life.n_sent, step.reach)
     records = [experiment.record(start_ms, 0) for experiment in life.experiments]

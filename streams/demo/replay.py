@@ -138,6 +138,4 @@ def _say_result(
     shares = ", ".join(
         f"arm {a.arm_id} to {shown[a.arm_id] / NEW_UNITS:.1%} (weight {a.weight:.1%})" for a in top
     )
-    narrator.say(
-        f"An edge that reads the topic allocations gives, of {NEW_UNITS:,} new visitors, {shares}, ..."
-    )
+    narrator.say(f"An edge that follows the allocations gives {NEW_UNITS:,} new visitors: {shares}, ...")

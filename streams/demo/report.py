@@ -11,7 +11,7 @@ import msgspec
 from rich import box
 from rich.table import Table
 
-from streams.allocations import Allocation
+from streams.allocations import Allocation, ArmAllocation
 from streams.demo.part import PartSummary, Stock
 from streams.demo.plot import sparkline
 from streams.demo.progress import Narrator
@@ -31,17 +31,14 @@ def arms_table(allocation: Allocation, clicks_name: str) -> Table:
     clicks_name
         What the successes are called.
     """
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("arm")
-    for name in ("trials", clicks_name, "mean", "95% interval", "P(best)", "weight"):
-        table.add_column(name, justify="right")
+    table = _table("trials", clicks_name, "mean", "95% interval", "P(best)", "weight")
     for arm in sorted(allocation.arms, key=lambda arm: -arm.weight):
         table.add_row(
             arm.arm_id,
             f"{arm.trials:,}",
             f"{arm.successes:,}",
             f"{arm.mean:.2%}",
-            f"{arm.interval[0]:.2%} – {arm.interval[1]:.2%}",
+            _interval(arm),
             f"{arm.probability_best:.3f}",
             f"{arm.weight:.3f}",
         )
@@ -51,7 +48,7 @@ def arms_table(allocation: Allocation, clicks_name: str) -> Table:
 def shop_table(
     allocation: Allocation, rates: Mapping[str, float], comparison: tuple[int, int] | None
 ) -> Table:
-    """Make the table of a simulated experiment: what is true beside what was found out.
+    """Make the table of a simulated experiment, the truth beside what was found; ``*`` is the best arm.
 
     Parameters
     ----------
@@ -63,18 +60,15 @@ def shop_table(
         Trials and successes of the units that saw no arm; None if there is no such group.
     """
     best = max(rates, key=lambda arm_id: rates[arm_id])
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("arm")
-    for name in ("true rate", "trials", "successes", "mean", "95% interval", "P(best)", "weight"):
-        table.add_column(name, justify="right")
+    table = _table("true", "trials", "success", "mean", "95% interval", "P(best)", "weight")
     for arm in allocation.arms:
         table.add_row(
-            f"{arm.arm_id} (best)" if arm.arm_id == best else arm.arm_id,
+            f"{arm.arm_id} *" if arm.arm_id == best else arm.arm_id,
             f"{rates[arm.arm_id]:.1%}",
             f"{arm.trials:,}",
             f"{arm.successes:,}",
             f"{arm.mean:.2%}",
-            f"{arm.interval[0]:.2%} – {arm.interval[1]:.2%}",
+            _interval(arm),
             f"{arm.probability_best:.3f}",
             f"{arm.weight:.3f}",
         )
@@ -85,6 +79,20 @@ def shop_table(
             "(no arm)", "", f"{trials:,}", f"{successes:,}", mean, "", "", f"{allocation.comparison:.3f}"
         )
     return table
+
+
+def _table(*numbers: str) -> Table:
+    """Make an empty table of arms that fits 80 columns: a name, then numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("arm", no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _interval(arm: ArmAllocation) -> str:
+    low, high = arm.interval
+    return f"{100 * low:.2f}–{100 * high:.2f}%"
 
 
 def say_courses(narrator: Narrator, weights: Mapping[str, Sequence[float]]) -> None:

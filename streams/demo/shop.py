@@ -253,6 +253,11 @@ class Shop:
         while self._deliveries and self._deliveries[0].deliver_ms < end_ms:
             yield heapq.heappop(self._deliveries)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether conversions are still under way."""
+        return bool(self._deliveries)
+
     def is_duplicated(self) -> bool:
         """Draw whether an event is sent twice."""
         return bool(self._rng.random() < self._mishaps.duplicate)
