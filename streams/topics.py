@@ -21,7 +21,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from streams.config import DAY_MS, HOUR_MS, MIB, MINUTE_MS, TOPIC_NAMES, Settings, TopicName
-from streams.errors import BrokerUnavailable, DeadlineExceeded, TopicsMismatch
+from streams.connection import explain
+from streams.errors import BrokerUnavailable, DeadlineExceeded, Stop, TopicsMismatch
 
 EVENT_MAX_BYTES = MIB
 DEAD_LETTER_MAX_BYTES = 2 * MIB
@@ -172,13 +173,18 @@ async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]
     Raises
     ------
     BrokerUnavailable
-        If no broker answers, or a request fails in a way that Kafka reports.
+        If no broker answers, or Kafka reports a failure that may pass.
+    Stop
+        If it reports one that will not pass, with what to do.
     """
     client = AIOKafkaAdminClient(**settings.kafka_options())
     try:
         await client.start()
         yield client
     except (KafkaError, OSError) as error:
+        explained = explain(error, where=settings.bootstrap_servers)
+        if isinstance(explained, Stop):  # access rules, TLS, passwords: trying again would not help
+            raise explained from error
         raise BrokerUnavailable(
             f"no usable answer from Kafka: {error!r}",
             where=settings.bootstrap_servers,
