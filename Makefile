@@ -58,10 +58,12 @@ ifneq ($(UV),)
 	$(UV) venv --quiet --python $(PYTHON) build/wheel/venv
 	$(UV) pip install --quiet --python build/wheel/venv/bin/python --require-hashes -r requirements.lock
 	$(UV) pip install --quiet --python build/wheel/venv/bin/python --no-deps build/wheel/*.whl
+	$(UV) pip check --quiet --python build/wheel/venv/bin/python
 else
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps build/wheel/*.whl
+	build/wheel/venv/bin/python -m pip check
 endif
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && PYTHONSAFEPATH=1 venv/bin/bandit-streams --help >/dev/null
