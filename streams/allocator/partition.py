@@ -48,8 +48,8 @@ RETRY_S = 1.0
 HEARTBEAT_INTERVAL_MS = 1_000
 SESSION_TIMEOUT_MS = 10_000
 BOUNDARIES_PER_ROUND = 200  # of one experiment
-JOBS_PER_ROUND = 2_000
-EXPERIMENTS_PER_SLICE = 100  # between two turns of the event loop
+JOBS_PER_ROUND = 500
+SLICE_S = 0.01  # of work between two turns of the event loop
 NEVER_MS = 2**63
 
 log = logging.getLogger(__name__)
@@ -328,13 +328,15 @@ class PartitionAllocator:
         if not candidates:
             return False
         jobs: list[Job] = []
+        slice_end_s = time.perf_counter() + SLICE_S
         for n_seen, experiment_id in enumerate(candidates, 1):
             jobs += self._jobs(experiment_id, now)
             if len(jobs) >= JOBS_PER_ROUND:
                 self._dirty.update(candidates[n_seen:])
                 break
-            if n_seen % EXPERIMENTS_PER_SLICE == 0:
+            if time.perf_counter() > slice_end_s:
                 await asyncio.sleep(0)
+                slice_end_s = time.perf_counter() + SLICE_S
         if not jobs:
             return False
         await self._publish(await self._compute(jobs))

@@ -29,7 +29,7 @@ from streams.allocator.compute import Failure, Job, compute
 __all__ = ["ComputePool"]
 
 DIRECT_MAX_ARMS = 100
-CHUNK_MAX_JOBS = 256
+CHUNK_MAX_JOBS = 128
 
 log = logging.getLogger(__name__)
 

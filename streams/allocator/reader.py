@@ -21,7 +21,7 @@ from streams.errors import BrokerUnavailable, DeadlineExceeded
 
 __all__ = ["PartitionReader"]
 
-MAX_RECORDS = 500
+MAX_RECORDS = 250
 POLL_MS = 200
 # A broker answers a connection's requests one after another: a fetch that waits for news holds up all others.
 FETCH_WAIT_MS = 100

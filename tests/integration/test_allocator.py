@@ -33,8 +33,9 @@ from streams.counts import (
     encode_progress,
 )
 from streams.embedded import Broker
+from streams.errors import StateCorrupt
 from streams.experiments import lifecycle
-from streams.experiments.definition import Arm, Counting, ExperimentRecord, Reward
+from streams.experiments.definition import Arm, Counting, ExperimentRecord, Policy, Reward
 from streams.experiments.store import ExperimentStore
 from streams.experiments.view import ExperimentsView
 from streams.join.cells import HOUR_MS, Cell, CellKey, LagCounts
@@ -389,7 +390,9 @@ async def owners(world: World) -> dict[int, str]:
     newest = {}
     for record in await world.read("allocation-log"):
         if record.key is None:
-            newest[record.partition] = decode_claim(record.value).owner
+            claim = decode_claim(record.value)
+            assert claim.generation > 0, "the group's generation, which aiokafka does not offer in public"
+            newest[record.partition] = claim.owner
     return newest
 
 
@@ -513,3 +516,89 @@ async def check_history_but(world: World, late: bytes) -> None:
     """As `check_history`, with a record known to have been written late."""
     assert late in [record.value for record in await world.read("allocations")]
     await check_history(world)
+
+
+async def test_on_the_wall_clock_the_newest_boundary_is_computed_and_a_bad_definition_harms_nobody_else(
+    broker: Broker, topic_prefix: str
+) -> None:
+    async with world_of(broker, topic_prefix, clock="wall", counts_partitions=1) as world:
+        now_ms = (START_HOUR + 1) * HOUR_MS + world.settings.settle_ms
+        await world.store.write(experiment("bad", policy=Policy(algorithm="magic")))
+        await world.store.write(experiment("good"))
+        for hour in range(START_HOUR, START_HOUR + 4):
+            await world.count("good", hour)
+        experiments = ExperimentsView(world.settings)
+        await experiments.start()
+        metrics = Metrics()
+        async with AllocatorService(world.settings, experiments, metrics, clock=lambda: now_ms):
+            await until(partial(at_boundary, world, ["good"], START_HOUR + 1), "a first table")
+            now_ms += 3 * HOUR_MS - 1
+            await world.progress((START_HOUR + 3) * HOUR_MS)
+            await until(partial(at_boundary, world, ["good"], START_HOUR + 3), "the newest settled boundary")
+            now_ms += 1
+            await until(
+                partial(at_boundary, world, ["good"], START_HOUR + 4), "one more, without a watermark"
+            )
+        await experiments.stop()
+        hours = [table.boundary_ms // HOUR_MS - START_HOUR for _, table in await world.log()]
+        assert hours == [1, 3, 4]
+        assert {table.experiment_id for _, table in await world.log()} == {"good"}
+        counted = {
+            name: metrics.registry.get_sample_value(f"bandit_allocator_{name}_total")
+            for name in ("skipped_intervals", "failures")
+        }
+        assert counted["skipped_intervals"] == 2, "one of each experiment"
+        assert counted["failures"] == 3, "once for each boundary, not once for each poll"
+
+
+async def test_what_a_killed_owner_had_logged_is_published_by_the_next(
+    broker: Broker, topic_prefix: str
+) -> None:
+    async with world_of(broker, topic_prefix, counts_partitions=1) as world:
+        await world.store.write(experiment("banner"))
+        await world.store.write(experiment("other"))
+        await world.count("banner", START_HOUR)
+        await world.progress((START_HOUR + 1) * HOUR_MS)
+        async with allocator(world.settings):
+            await until(partial(at_boundary, world, ["banner"], START_HOUR + 1), "a table")
+        before = (await world.edge())["banner"]
+        _, last = (await world.log())[-1]
+        claim = await world.send("allocation-log", 0, None, b'{"owner":"x","generation":9,"claimed_at_ms":1}')
+        logged = msgspec.structs.replace(last, claim=claim, computed_at_ms=last.computed_at_ms + 1)
+        offset = await world.send("allocation-log", 0, b"banner", encode_allocation(logged))
+
+        async def completed() -> bool:
+            return (await world.edge())["banner"].version == offset
+
+        n_before = len(await world.read("allocations"))
+        async with allocator(world.settings):
+            await until(completed, "the version that was only logged")
+        assert (await world.edge())["banner"].version > before.version
+        assert len(await world.read("allocations")) == n_before + 1, "nothing else is written again"
+        await check_history(world)
+
+
+async def test_a_log_made_anew_stops_the_allocator(broker: Broker, topic_prefix: str) -> None:
+    async with world_of(broker, topic_prefix, counts_partitions=1) as world:
+        await world.store.write(experiment("banner"))
+        async with allocator(world.settings):
+
+            async def published() -> bool:
+                return "banner" in await world.edge()
+
+            await until(published, "a table")
+        table = msgspec.structs.replace((await world.edge())["banner"], version=1000)
+        await world.send("allocations", 0, b"banner", encode_allocation(table))
+        experiments = ExperimentsView(world.settings)
+        await experiments.start()
+        service = AllocatorService(world.settings, experiments, Metrics())
+        await service.start()
+
+        async def crashed() -> bool:
+            return service.crashed
+
+        await until(crashed, "a crash")
+        assert isinstance(service.crash_reason, StateCorrupt)
+        assert "Operator action" in str(service.crash_reason)
+        await service.stop()
+        await experiments.stop()
