@@ -196,8 +196,7 @@ def _read_arms(reader: Reader, factors: Sequence[Factor]) -> tuple[ArmEntry, ...
     for path, item in reader.items("arms"):
         if isinstance(item, str):
             arms.append(ArmEntry(arm_id=item))
-            if item:
-                reader.check_identifier(path, item)
+            reader.check_identifier(path, item)
         elif isinstance(item, dict):
             arms.append(_read_arm(Reader(item, path, reader.problems)))
         else:

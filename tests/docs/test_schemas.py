@@ -100,3 +100,9 @@ def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
             target = target[part]
         assert target
     assert set(document["channels"]) == {"exposures", "conversions", "allocations", "experiments"}
+
+
+def test_generating_writes_every_file(tmp_path: Path) -> None:
+    schemas.main(tmp_path)
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert written == set(schemas.files())

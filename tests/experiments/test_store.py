@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaProducer
 
 from streams.config import Settings
 from streams.embedded import Broker
-from streams.errors import RevisionConflict, UnknownExperiment
+from streams.errors import BrokerUnavailable, RevisionConflict, UnknownExperiment
 from streams.experiments import lifecycle
 from streams.experiments.definition import Arm, Counting, ExperimentRecord, Reward, encode_record
 from streams.experiments.store import ExperimentStore
@@ -132,3 +132,10 @@ async def test_bad_records_do_not_hide_good_ones(settings: Settings, store: Expe
     await store.view.catch_up()
     assert store.get("e") == RECORD
     assert len(store.view.problems()) == 2
+
+
+async def test_a_record_that_cannot_be_written_is_said(settings: Settings, store: ExperimentStore) -> None:
+    large = msgspec.structs.replace(RECORD, description="x" * (settings.journal_max_message_bytes + 1))
+    with pytest.raises(BrokerUnavailable, match="experiment e may not have been written"):
+        await store.write(large)
+    assert store.find("e") is None
