@@ -9,6 +9,7 @@ from bandit_core.policies.base import (
     PolicyWeights,
     gather,
 )
+from bandit_core.policies.contextual import Contextual
 from bandit_core.policies.epsilon_greedy import EpsilonGreedy
 from bandit_core.policies.registry import POLICIES, policy_from_definition
 from bandit_core.policies.softmax import Softmax
@@ -21,6 +22,7 @@ from bandit_core.policies.uniform import Uniform
 
 __all__ = [
     "POLICIES",
+    "Contextual",
     "DefinitionError",
     "EpsilonGreedy",
     "Evidence",

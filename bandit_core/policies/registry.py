@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from bandit_core.policies.base import DefinitionError, Parameters, Policy
+from bandit_core.policies.contextual import Contextual
 from bandit_core.policies.epsilon_greedy import EpsilonGreedy
 from bandit_core.policies.softmax import Softmax
 from bandit_core.policies.thompson import Thompson
@@ -26,6 +27,7 @@ _CLASSES: tuple[type[Policy], ...] = (
     Softmax,
     Ucb1,
     Ucb1Tuned,
+    Contextual,
 )
 
 POLICIES: Mapping[str, type[Policy]] = MappingProxyType({policy.name: policy for policy in _CLASSES})

@@ -58,7 +58,7 @@ SLOW = {
 
 @pytest.mark.parametrize("definition", [EQUAL, DRIFT, NIGHT], ids=["equal", "drift", "night"])
 def test_daily_looks_for_two_weeks_cover_and_name_no_false_winner(definition: dict[str, object]) -> None:
-    false_winners, coverage = rates_of_claims(definition, n_runs=200, seed=1)
+    false_winners, coverage = rates_of_claims(definition, n_runs=60, seed=1)
     assert false_winners <= 0.05
     assert coverage >= 0.94
 
@@ -81,7 +81,7 @@ def test_delayed_runs_cover() -> None:
 
 def test_the_naive_rule_names_false_winners_in_half_the_runs() -> None:
     scenario = scenario_from_definition(EQUAL)
-    got = simulate(scenario, policy_from_definition("thompson"), n_runs=100, rng=np.random.default_rng(1))
+    got = simulate(scenario, policy_from_definition("thompson"), n_runs=40, rng=np.random.default_rng(1))
     assert got.probability_best is not None
     assert (got.probability_best[24:] >= 0.95).any(axis=(0, 2)).mean() > 0.35
 
