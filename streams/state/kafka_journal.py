@@ -256,7 +256,10 @@ class KafkaJournalLog:
                 consumer.assign([self._tp])
                 consumer.seek(self._tp, from_offset)
                 while next_offset < to_offset:
-                    for record in await self._poll(consumer, to_offset):
+                    records = await self._poll(consumer, to_offset)
+                    if not records:  # the offsets up to the end hold no records, only markers of Kafka's own
+                        return
+                    for record in records:
                         if record.offset >= to_offset:
                             return
                         next_offset = record.offset + 1

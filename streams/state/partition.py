@@ -362,6 +362,7 @@ class Partition:
         start, end = await log.start_offset(), await log.end_offset()
         found: Divergence | None = "truncated" if last >= end else "trimmed" if last < start else None
         if found is None:
+            found = "recreated"
             try:
                 async for _, data in log.read(last, last + 1):
                     found = None if record_hash(data) == self.head.last_hash else "recreated"

@@ -12,6 +12,7 @@ import pytest
 
 from streams.state.errors import JournalStartsInTheMiddle, RecoveryDeadline, StoreCorrupt, StoreUnavailable
 from streams.state.journal import encode_head
+from streams.state.owner import Fenced
 from streams.state.partition import Partition
 from streams.state.recovery import recover
 from streams.state.store import StoreOptions
@@ -79,16 +80,25 @@ async def test_recovery_up_to_an_offset(open_partition: Open) -> None:
     check(partition, source)
 
 
-async def test_a_trim_between_the_comparison_and_the_read_is_survived(open_partition: Open) -> None:
-    class TrimmedMeanwhile(MemoryLog):
-        pending_trim = -1
+class TrimmedMeanwhile(MemoryLog):
+    """Trimmed to ``trim_to`` right after its end was asked for ``trim_after`` times."""
 
-        async def end_offset(self) -> int:
-            end = await super().end_offset()
-            if self.pending_trim >= 0:
-                self.start, self.pending_trim = self.pending_trim, -1
-            return end
+    trim_to = 0
+    trim_after = -1
 
+    async def end_offset(self) -> int:
+        self.trim_after -= 1
+        if self.trim_after == 0:
+            self.start = self.trim_to
+        return await super().end_offset()
+
+
+@pytest.mark.parametrize("claims", [False, True])
+@pytest.mark.parametrize("trim_after", range(1, 7))
+async def test_a_trim_at_any_moment_of_a_recovery_or_claim(
+    open_partition: Open, claims: bool, trim_after: int
+) -> None:
+    """The copy is older than the sweep's start: whenever it notices, it is rebuilt from the sweep."""
     source, log = Source(), TrimmedMeanwhile()
     owner = make_owner(open_partition("owner"), log)
     await take(owner, source)
@@ -96,9 +106,35 @@ async def test_a_trim_between_the_comparison_and_the_read_is_survived(open_parti
     await recover(old, log)
     await run_to_end(owner, source)
     await owner.sweep_step(max_bytes=10**6)
-    log.pending_trim, log.start = log.start, 0
-    await recover(old, log)
+    log.trim_to, log.start, log.trim_after = log.start, 0, trim_after
+    if claims:
+        await take(make_owner(old, log, name="next"), source, generation=2)
+        await recover(owner.partition, log)
+    else:
+        await recover(old, log)
+    check(old, source)
     assert content(old) == content(owner.partition)
+
+
+@pytest.mark.parametrize("trim_after", range(1, 4))
+async def test_a_trim_under_a_paused_owner_fences_it_or_stops_it(
+    open_partition: Open, trim_after: int
+) -> None:
+    source, log = Source(), TrimmedMeanwhile()
+    member = {"old": True}
+
+    async def old_is_member() -> bool:
+        return member["old"]
+
+    old = make_owner(open_partition("old"), log, name="old", heartbeat_fresh=old_is_member)
+    await take(old, source)
+    other = make_owner(open_partition("other"), log, name="other")
+    await take(other, source, generation=2)
+    await run_to_end(other, source)
+    await other.sweep_step(max_bytes=10**6)
+    log.trim_to, log.start, log.trim_after = log.start, 0, trim_after
+    member["old"] = False
+    assert isinstance(await commit_next(old, source, "exposures"), Fenced)
 
 
 async def test_a_claim_survives_that_the_owner_before_trims_meanwhile(open_partition: Open) -> None:
