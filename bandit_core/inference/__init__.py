@@ -9,6 +9,7 @@ it is safe to stop.
 from bandit_core.inference.batched import BatchedContrast, batched_ols, require_independent_batches
 from bandit_core.inference.off_policy import NoOverlap, OffPolicyEstimate, off_policy
 from bandit_core.inference.ratio import RatioTest, sample_ratio_test
+from bandit_core.inference.report import ASSUMPTIONS, ArmReport, Interval, Report, report
 from bandit_core.inference.sequences import (
     Contrast,
     Sequence,
@@ -20,12 +21,16 @@ from bandit_core.inference.sequences import (
 from bandit_core.inference.stopping import InSample, StopAdvice, in_sample, safe_to_stop
 
 __all__ = [
+    "ASSUMPTIONS",
+    "ArmReport",
     "BatchedContrast",
     "Contrast",
     "InSample",
+    "Interval",
     "NoOverlap",
     "OffPolicyEstimate",
     "RatioTest",
+    "Report",
     "Sequence",
     "StopAdvice",
     "batched_ols",
@@ -35,6 +40,7 @@ __all__ = [
     "lift_sequence",
     "off_policy",
     "pairwise_contrasts",
+    "report",
     "require_independent_batches",
     "safe_to_stop",
     "sample_ratio_test",
