@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from bandit_core.lifecycle import limit_step
 from bandit_core.policies.base import Policy, gather
 from bandit_core.posteriors.base import Posterior
 from bandit_core.shares import ArmStatus, Shares, ShareSettings, allocate_shares
 
-__all__ = ["Allocation", "ArmFigures", "allocate"]
+__all__ = ["Allocation", "ArmFigures", "allocate", "allocate_segments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ def allocate(
     rng: np.random.Generator,
     lower_is_better: bool = False,
     level: float = 0.95,
+    max_step: float | None = None,
+    previous: ArrayLike | None = None,
 ) -> Allocation:
     """Recalculate one experiment.
 
@@ -89,6 +92,10 @@ def allocate(
     lower_is_better : bool
     level : float
         Of the credible intervals.
+    max_step : float, optional
+        Largest change of an arm's weight since ``previous``, before floors and groups.
+    previous : array_like, shape (n_arms,), optional
+        Weights of the last interval (its shares' ``rest``).
 
     Raises
     ------
@@ -97,45 +104,106 @@ def allocate(
     ValueError
         The posterior is not of one experiment with as many arms as statuses, or shares contradict each other.
     """
-    n_arms = len(statuses)
-    if posterior.shape != (1, n_arms):
-        raise ValueError(f"posterior: shape {posterior.shape} for one experiment with {n_arms} arms")
-    eligible = np.array([[ArmStatus(status).eligible for status in statuses]], dtype=bool)
-    if not eligible.any():
+    if posterior.shape[0] != 1:
+        raise ValueError(
+            f"posterior: shape {posterior.shape} is of {posterior.shape[0]} experiments, want one"
+        )
+    (only,) = allocate_segments(
+        policy,
+        posterior,
+        trials=np.asarray(trials, dtype=np.float64)[None],
+        successes=np.asarray(successes, dtype=np.float64)[None],
+        statuses=statuses,
+        control=control,
+        settings=settings,
+        rng=rng,
+        lower_is_better=lower_is_better,
+        level=level,
+        max_step=max_step,
+        previous=None if previous is None else np.asarray(previous, dtype=np.float64)[None],
+    )
+    return only
+
+
+def allocate_segments(
+    policy: Policy,
+    posterior: Posterior,
+    *,
+    trials: ArrayLike,
+    successes: ArrayLike,
+    statuses: Sequence[ArmStatus],
+    control: int | None,
+    settings: ShareSettings,
+    rng: np.random.Generator,
+    lower_is_better: bool = False,
+    level: float = 0.95,
+    max_step: float | None = None,
+    previous: ArrayLike | None = None,
+) -> tuple[Allocation, ...]:
+    """Recalculate one experiment with an allocation for each segment.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Shape (n_segments, n_arms), e.g. a :class:`bandit_core.contextual.ContextualPosterior`.
+    trials, successes : array_like, shape (n_segments, n_arms)
+    previous : array_like, shape (n_segments, n_arms), optional
+    policy, statuses, control, settings, rng, lower_is_better, level, max_step
+        As in :func:`allocate`.
+
+    Returns
+    -------
+    tuple of Allocation
+        In the order of the segments.
+    """
+    n_segments, n_arms = posterior.shape
+    if n_arms != len(statuses):
+        raise ValueError(f"posterior: shape {posterior.shape} for an experiment with {len(statuses)} arms")
+    shown_trials, shown_successes = (
+        np.asarray(trials, dtype=np.float64),
+        np.asarray(successes, dtype=np.float64),
+    )
+    if shown_trials.shape != posterior.shape or shown_successes.shape != posterior.shape:
+        raise ValueError(f"trials and successes: want the posterior's shape {posterior.shape}")
+    live = np.array([ArmStatus(status).eligible for status in statuses], dtype=bool)
+    if not live.any():
         # Raises with the message that tells what to do.
         allocate_shares(np.zeros(n_arms), statuses=statuses, control=control, settings=settings)
+    eligible = np.tile(live, (n_segments, 1))
     best = posterior.best(eligible=eligible, lower_is_better=lower_is_better)
     evidence = gather(
-        policy.needs,
-        posterior,
-        eligible,
-        lower_is_better=lower_is_better,
-        probability_best=best.probability,
+        policy.needs, posterior, eligible, lower_is_better=lower_is_better, probability_best=best.probability
     )
     chosen = policy.choose(evidence, rng)
-    shares = allocate_shares(chosen.weights[0], statuses=statuses, control=control, settings=settings)
-    expected = shares
-    if chosen.selection_probability is not chosen.weights:
-        expected = allocate_shares(
-            chosen.selection_probability[0], statuses=statuses, control=control, settings=settings
+    drawn = chosen.selection_probability is not chosen.weights
+    before = None if previous is None else np.asarray(previous, dtype=np.float64)
+    mean = posterior.mean()
+    low, high = posterior.credible_interval(level)
+    result = []
+    for k in range(n_segments):
+        realised = []
+        for weights in (
+            (chosen.weights[k], chosen.selection_probability[k]) if drawn else (chosen.weights[k],)
+        ):
+            limited = weights
+            if max_step is not None and before is not None:
+                limited = limit_step(before[k], weights, max_step, eligible=live)
+            realised.append(allocate_shares(limited, statuses=statuses, control=control, settings=settings))
+        shares, expected = realised[0], realised[-1]
+        arms = tuple(
+            ArmFigures(
+                weight=shares.weights[i],
+                selection_probability=expected.weights[i],
+                probability_best=float(best.probability[k, i]) if live[i] else None,
+                expected_loss=float(best.expected_loss[k, i]) if live[i] else None,
+                mean=float(mean[k, i]),
+                low=float(low[k, i]),
+                high=float(high[k, i]),
+                trials=float(shown_trials[k, i]),
+                successes=float(shown_successes[k, i]),
+                status=ArmStatus(statuses[i]),
+            )
+            for i in range(n_arms)
         )
-    mean = posterior.mean()[0]
-    low, high = (bound[0] for bound in posterior.credible_interval(level))
-    shown_trials = np.asarray(trials, dtype=np.float64)
-    shown_successes = np.asarray(successes, dtype=np.float64)
-    arms = tuple(
-        ArmFigures(
-            weight=shares.weights[i],
-            selection_probability=expected.weights[i],
-            probability_best=float(best.probability[0, i]) if eligible[0, i] else None,
-            expected_loss=float(best.expected_loss[0, i]) if eligible[0, i] else None,
-            mean=float(mean[i]),
-            low=float(low[i]),
-            high=float(high[i]),
-            trials=float(shown_trials[i]),
-            successes=float(shown_successes[i]),
-            status=ArmStatus(statuses[i]),
-        )
-        for i in range(n_arms)
-    )
-    return Allocation(shares, arms)
+        result.append(Allocation(shares, arms))
+    return tuple(result)

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 ASSUMPTIONS = {
     "rate": "descriptive; adaptive traffic biases an arm's own mean a little downwards",
     "contrasts": "one trial per unit, assignment by hash; holds at every look and for chosen arms",
-    "lift_control": "as contrasts; relative effects that are the same in every period, or else their weighted average",
+    "lift_control": "as contrasts; relative effects equal in all periods, or else their weighted average",
     "bandit_effect": "fixed shares of the two groups, one trial per unit; holds at every look",
     "sample_ratio": "one trial per unit; wrong alarms in at most 1 of 1,000 experiments",
     "safe_to_stop": "no claim that the leader is better; rates stay as they were",
