@@ -18,8 +18,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -43,9 +41,33 @@ from streams.state.journal import (
     SweepRecord,
     encode,
 )
+from streams.state.outcomes import (
+    HEAD_ROOM_BYTES,
+    Claimed,
+    Committed,
+    Fenced,
+    OwnerLimits,
+    OwnerStatistics,
+    Redo,
+    Swept,
+    TooLarge,
+)
 from streams.state.partition import Divergence, Partition
 from streams.state.recovery import recover
 from streams.state.sweep import KEEP, KeyRange, Sweeper, sweep_range
+
+__all__ = [
+    "Claimed",
+    "Committed",
+    "Fenced",
+    "Heartbeat",
+    "Owner",
+    "OwnerLimits",
+    "OwnerStatistics",
+    "Redo",
+    "Swept",
+    "TooLarge",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -53,112 +75,6 @@ Heartbeat = Callable[[], Awaitable[bool]]
 """True once a heartbeat sent after the call was answered: still a member, of the claim's generation."""
 
 _CLAIM_RECOVERIES = 3
-_HEAD_ROOM_BYTES = 64 * 1024  # of a sweep record for its head, totals and field names
-
-
-class Order(NamedTuple):
-    """Where a record stands in all of a partition's history, journals before this one included."""
-
-    journal_id: int
-    claim: int
-    offset: int
-
-
-class Claimed(NamedTuple):
-    """The partition is ours; ``reset`` says why the database was set aside and rebuilt, if it was."""
-
-    offset: int
-    reset: str | None
-
-
-class Committed(NamedTuple):
-    """The record is in the journal and in the database."""
-
-    offset: int
-    size_bytes: int
-    order: Order
-
-
-class Redo(NamedTuple):
-    """Claimed again: drop what was fetched, check the sources, seek to the head's positions, step again."""
-
-    reason: str
-
-
-class Fenced(NamedTuple):
-    """No longer the owner: stop; claim again only when assigned again."""
-
-    reason: str
-
-
-class TooLarge(NamedTuple):
-    """Nothing was written: split the batch and step again."""
-
-    size_bytes: int
-    limit_bytes: int
-
-
-class Swept(NamedTuple):
-    """One range of a round is in the journal; publish its cells again, the dropped ones as tombstones."""
-
-    offset: int
-    size_bytes: int
-    order: Order
-    cells: list[tuple[bytes, bytes]]
-    dropped_cells: list[bytes]
-    completed: bool
-    n_entries: int
-
-
-@dataclass(slots=True)
-class OwnerStatistics:
-    """Counters since the owner was made; ``bytes`` and ``sweep_bytes`` are of encoded records."""
-
-    records: int = 0
-    bytes: int = 0
-    claims: int = 0
-    fenced: int = 0
-    redos: int = 0
-    too_large: int = 0
-    skips: int = 0
-    sweep_records: int = 0
-    sweep_bytes: int = 0
-    sweeps_completed: int = 0
-    trims: int = 0
-    trim_errors: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnerLimits:
-    """Bounds of an owner.
-
-    Parameters
-    ----------
-    max_record_bytes
-        Greatest record, encoded and not compressed; below the topic's max.message.bytes.
-    append_timeout_s
-        After it the outcome of an append counts as unknown.
-    claim_deadline_s
-        Bound on writing a claim and reading it back, attempts included.
-    claim_backoff_s
-        Pause between two attempts.
-    recovery_deadline_s
-        Bound on the replay before the first claim.
-    """
-
-    max_record_bytes: int = 8 * 2**20 - 64 * 2**10
-    append_timeout_s: float = 10.0
-    claim_deadline_s: float = 60.0
-    claim_backoff_s: float = 0.2
-    recovery_deadline_s: float = 1800.0
-
-    def __post_init__(self) -> None:
-        if self.max_record_bytes <= 2 * _HEAD_ROOM_BYTES:
-            raise ValueError(
-                f"max_record_bytes must be above {2 * _HEAD_ROOM_BYTES}: a sweep's head needs room"
-            )
-        if min(self.append_timeout_s, self.claim_deadline_s, self.recovery_deadline_s) <= 0:
-            raise ValueError("timeouts must be positive")
 
 
 class Owner:
@@ -464,7 +380,7 @@ class Owner:
             return await self._in_doubt(f"own record {offset} does not count: {applied.reason}")
         self.statistics.records += 1
         self.statistics.bytes += len(data)
-        return Committed(offset, len(data), Order(self.partition.head.journal_id, self._claim, offset))
+        return Committed(offset, len(data))
 
     # Sweeps
 
@@ -498,7 +414,7 @@ class Owner:
             if self._inactive_because:
                 return Fenced(self._inactive_because)
             head = self.partition.head
-            budget = min(max_bytes, self._limits.max_record_bytes - _HEAD_ROOM_BYTES)
+            budget = min(max_bytes, self._limits.max_record_bytes - HEAD_ROOM_BYTES)
             swept = sweep_range(self.partition, self._sweeper, max_bytes=budget)
             data = encode(self._sweep_record(head, swept))
             if len(data) > self._limits.max_record_bytes:

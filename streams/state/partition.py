@@ -73,7 +73,7 @@ class PendingVerdicts(NamedTuple):
     verdicts: list[Verdict]
 
 
-class Local(Struct, frozen=True, kw_only=True):
+class _Local(Struct, frozen=True, kw_only=True):
     """What this copy knows beside the journal.
 
     Parameters
@@ -95,7 +95,7 @@ class _StoredVerdicts(Struct, frozen=True, array_like=True):
 
 
 _verdicts_decoder = msgspec.msgpack.Decoder(_StoredVerdicts)
-_local_decoder = msgspec.msgpack.Decoder(Local)
+_local_decoder = msgspec.msgpack.Decoder(_Local)
 
 
 def _kind(record: Record | None) -> Kind:
@@ -114,7 +114,7 @@ class Partition:
         self._on_reset = on_reset
         self.name = name
         self.head = Head()
-        self._local = Local()
+        self._local = _Local()
         self._load()
 
     @classmethod
@@ -166,7 +166,7 @@ class Partition:
         stored_head, stored_local = self._store.get([HEAD_KEY, LOCAL_KEY])
         try:
             self.head = Head() if stored_head is None else decode_head(stored_head)
-            self._local = Local() if stored_local is None else _local_decoder.decode(stored_local)
+            self._local = _Local() if stored_local is None else _local_decoder.decode(stored_local)
         except msgspec.MsgspecError as error:
             raise StoreCorrupt(f"head does not decode: {error}", where=str(self._store.path)) from error
         if self._local.format > FORMAT:
@@ -301,7 +301,7 @@ class Partition:
         self.head, self._local = after, local
         return Applied(accepted=reason is None, kind=_kind(record), reason=reason)
 
-    def _beginning(self, offset: int, record: Record | None) -> tuple[Head, Local]:
+    def _beginning(self, offset: int, record: Record | None) -> tuple[Head, _Local]:
         local = msgspec.structs.replace(self._local, base=offset)
         if offset == 0:
             return Head(), local
@@ -396,7 +396,7 @@ class Partition:
         known = self.known_journal_id
         self._store.set_aside(reason, detail=f"{self.name} at journal offset {self.head.journal_offset}")
         self._store.open()
-        self.head, self._local = Head(), Local(known_journal_id=known)
+        self.head, self._local = Head(), _Local(known_journal_id=known)
         batch = WriteBatch(raw_mode=True)
         batch[LOCAL_KEY] = msgspec.msgpack.encode(self._local)
         self._store.write(batch)
@@ -404,7 +404,7 @@ class Partition:
             self._on_reset(reason)
 
 
-def _is_complete(local: Local, head: Head) -> bool:
+def _is_complete(local: _Local, head: Head) -> bool:
     return local.base == 0 or head.sweep.completed >= local.base
 
 
