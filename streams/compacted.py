@@ -199,7 +199,7 @@ class CompactedView(Generic[K, V]):
             task.cancel()
             await asyncio.wait([task])
         if self._consumer is not None:
-            await self._consumer.stop()
+            await _stop_consumer(self._consumer)
 
     async def catch_up(self, deadline_ms: float = START_DEADLINE_MS) -> None:
         """Read everything that was in the topic when this was called.
@@ -385,3 +385,21 @@ class CompactedView(Generic[K, V]):
                 callback(changes)
             except Exception:
                 log.exception("%s: a callback failed; the view goes on", self.topic)
+
+
+async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
+    """Stop a consumer, also while its brokers are away.
+
+    Its fetch tasks then sit in a back-off. aiokafka cancels them and lets that cancellation out of its own
+    ``stop``, before it has closed the connections; the rest of what it would have done is done here.
+    """
+    stopping = asyncio.create_task(consumer.stop())
+    await asyncio.wait([stopping])
+    if not stopping.cancelled():
+        stopping.result()
+        return
+    fetches = set(consumer._fetcher._pending_tasks)
+    for fetch in fetches:
+        fetch.cancel()
+    await asyncio.gather(*fetches, return_exceptions=True)
+    await consumer._client.close()

@@ -122,7 +122,7 @@ def sentences(found: Conclusions, n_arms: int) -> list[str]:
             f" there are {found.trials / n_arms:,.0f}."
         )
     lines.append(
-        "The weights say the same: they lean towards arms that may be good, and go on testing the rest."
+        "The weights follow the evidence: they lean towards arms that may be good, and go on testing all."
     )
     return lines
 
@@ -136,8 +136,9 @@ def _say_how_much(found: Conclusions, n_arms: int) -> str:
 
 def _say_whether_arms_differ(found: Conclusions) -> str:
     if found.p_equal < LEVEL:
+        share = f"{found.p_equal:.1%}" if found.p_equal >= 0.001 else "less than 0.1%"
         return (
-            f"If all arms were equally good, clicks would be spread this unevenly in {found.p_equal:.1%}"
+            f"If all arms were equally good, clicks would be spread this unevenly in {share}"
             " of all cases: there is evidence that the arms differ, not yet of which one is best."
         )
     return (
@@ -159,6 +160,8 @@ def _say_who_leads(found: Conclusions, n_arms: int) -> str:
         )
     if best.probability_best < 0.95 or found.p_equal >= LEVEL:
         said += " To name a winner now would be guessing."
+    else:
+        said += " But a P(best) that is looked at every hour passes any limit by chance sooner or later."
     return said
 
 

@@ -35,6 +35,7 @@ __all__ = ["EmitterOptions", "EmitterStatistics", "EventEmitter"]
 log = logging.getLogger(__name__)
 
 _RETRY_BACKOFF_S: Final = 0.2
+_CLOSE_DEADLINE_S: Final = 2.0
 _REFUSED: Final = (
     MessageSizeTooLargeError,
     RecordListTooLargeError,
@@ -132,6 +133,7 @@ class EventEmitter:
         self._producer: AIOKafkaProducer | None = None
         self._task: asyncio.Task[None] | None = None
         self._accepting = False
+        self._ended = False
         self._offered = self._sent = self._dropped = self._failed = self._in_flight = self._retried = 0
 
     async def start(self) -> None:
@@ -162,6 +164,10 @@ class EventEmitter:
         if self._producer is not None:
             await self._close(self._producer)
             self._producer = None
+        # What the producer still holds has no outcome and gets none any more.
+        self._ended = True
+        self._failed += self._in_flight
+        self._in_flight = 0
 
     def offer(self, topic: str, key: bytes, value: bytes) -> bool:
         """Queue one event; never blocks.
@@ -245,6 +251,8 @@ class EventEmitter:
             self._finish(event, done.exception())
 
     def _finish(self, event: _Event, error: BaseException | None) -> None:
+        if self._ended:
+            return
         self._in_flight -= 1
         if error is None:
             self._sent += 1
@@ -289,9 +297,13 @@ class EventEmitter:
         return producer
 
     async def _close(self, producer: AIOKafkaProducer) -> None:
-        """Close a producer, within the stop's deadline even when the broker is gone."""
+        """Close a producer, within some seconds even when the broker is gone."""
         try:
-            async with asyncio.timeout(self._options.flush_deadline_ms / 1000 + 1.0):
+            async with asyncio.timeout(_CLOSE_DEADLINE_S):
                 await producer.stop()
         except (TimeoutError, KafkaError) as error:
-            log.warning("event producer did not close in order: %r", error)
+            log.warning("event producer did not close in order, its connections are cut: %r", error)
+            with contextlib.suppress(TimeoutError, KafkaError):
+                async with asyncio.timeout(_CLOSE_DEADLINE_S):
+                    await producer._sender.close()
+            await producer.client.close()
