@@ -163,6 +163,7 @@ class EmbeddedKafka:
             raise BrokerUnavailable(
                 f"the broker at {self.bootstrap_servers} runs already", action="call stop() first"
             )
+        self._reap()  # one that ended by itself, and its watchdog, which would remove the folder
         java, classpath = _java(), str(jars(self._report) / "*")
         self._report("starting Apache Kafka " + KAFKA_VERSION)
         first = self._port == 0 or (self._port_given and self._controller_port == 0)
@@ -171,10 +172,10 @@ class EmbeddedKafka:
             attempts -= 1
             if first:
                 self._choose_ports()
-            require_free(self._port)
-            self._write_settings()
-            self._format(java, classpath)
             try:
+                require_free(self._port)
+                self._write_settings()
+                self._format(java, classpath)
                 self._launch(java, classpath)
             except AddressInUse:
                 if attempts <= 0:

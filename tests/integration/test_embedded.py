@@ -16,6 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
 from streams.embedded import Broker, EmbeddedKafka
+from streams.embedded import node as node_module
 from streams.embedded.docker import docker_kafka, engine_answers
 from streams.embedded.probe import HOST, AddressInUse, free_port
 from streams.errors import BrokerUnavailable
@@ -171,6 +172,32 @@ def test_taken_port_is_named_and_nothing_is_left() -> None:
         with pytest.raises(AddressInUse, match=f"port {port} "), node:
             pytest.fail("started on a taken port")
     assert not node.folder.exists()
+
+
+def test_port_taken_between_look_and_start_is_chosen_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server((HOST, 0)) as other:
+        taken = other.getsockname()[1]
+        ports = iter([taken, free_port(), free_port(), taken])  # clients' and controller's, in turn
+        monkeypatch.setattr(node_module, "free_port", lambda but=0: next(ports, None) or free_port(but))
+        with EmbeddedKafka(tmp_path) as node:
+            assert node.bootstrap_servers != f"{HOST}:{taken}"
+            asyncio.run(create_topic(node.bootstrap_servers, "works"))
+        assert next(ports, None) is None
+
+
+def test_broker_that_ended_by_itself_is_started_again() -> None:
+    with EmbeddedKafka() as node:
+        asyncio.run(create_topic(node.bootstrap_servers, "kept"))
+        assert node.pid is not None
+        os.kill(node.pid, signal.SIGKILL)
+        wait_for(lambda: not node.is_running(), "the broker's end is noticed")
+        node.start()
+        asyncio.run(produce(node.bootstrap_servers, "kept", b"x"))
+        folder = node.folder
+        assert folder.exists()
+    assert not folder.exists()
 
 
 ORPHAN = """
