@@ -90,7 +90,7 @@ def create_faust_app(settings: Settings) -> faust.App:
     return app
 
 
-class WorkerProcess:
+class _WorkerProcess:
     """One worker: its parts, started in order and stopped in the reverse.
 
     Parameters
@@ -178,32 +178,9 @@ class WorkerProcess:
             crash=self.end,
             has_undelivered=lambda: any(not queue.empty() for queue in queues),
         )
-        shards = Shards(
-            settings.data_dir / settings.group,
-            journal,
-            options=StoreOptions(
-                block_cache_bytes=settings.rocksdb.block_cache_bytes,
-                write_buffer_bytes=settings.rocksdb.write_buffer_bytes,
-            ),
-            verify_deadline_s=VERIFY_DEADLINE_S,
-            recovery_deadline_s=settings.recovery_deadline_ms / 1000,
-            on_reset=self._on_reset,
-        )
+        shards = self._shards(journal)
         join = Join(context, shards)
-        table = JournalTable(
-            app, topic=settings.topic("journal"), shards=shards, hand=join.hand, release=join.release
-        )
-        app.tables.add(table)
-        sources = app.topic(
-            settings.topic("exposures"), settings.topic("conversions"), schema=RawSchema(), acks=False
-        )
-
-        @app.agent(sources, name="join")
-        async def receive(stream: Any) -> None:
-            queues[:] = [stream.channel.queue]
-            async for chunk in stream:
-                join.accept(cast("Chunk", chunk))
-
+        _attach(app, settings, join, shards, queues)
         async with AsyncExitStack() as stack:
             with explained(settings.bootstrap_servers):
                 await producer.start()
@@ -218,6 +195,20 @@ class WorkerProcess:
             finally:
                 await join.stop()
                 await self._stop_faust(app, running)
+
+    def _shards(self, journal: KafkaJournal) -> Shards:
+        settings = self.settings
+        return Shards(
+            settings.data_dir / settings.group,
+            journal,
+            options=StoreOptions(
+                block_cache_bytes=settings.rocksdb.block_cache_bytes,
+                write_buffer_bytes=settings.rocksdb.write_buffer_bytes,
+            ),
+            verify_deadline_s=VERIFY_DEADLINE_S,
+            recovery_deadline_s=settings.recovery_deadline_ms / 1000,
+            on_reset=self._on_reset,
+        )
 
     async def _run_faust(self, app: faust.App) -> None:
         try:
@@ -274,6 +265,23 @@ class WorkerProcess:
             task.cancel()
 
 
+def _attach(
+    app: faust.App, settings: Settings, join: Join, shards: Shards, queues: list[asyncio.Queue[Any]]
+) -> None:
+    """Give the Faust app its table and its one agent; ``queues`` gets the queue that feeds the agent."""
+    journal = settings.topic("journal")
+    app.tables.add(JournalTable(app, topic=journal, shards=shards, hand=join.hand, release=join.release))
+    sources = app.topic(
+        settings.topic("exposures"), settings.topic("conversions"), schema=RawSchema(), acks=False
+    )
+
+    @app.agent(sources, name="join")
+    async def receive(stream: Any) -> None:
+        queues[:] = [stream.channel.queue]
+        async for chunk in stream:
+            join.accept(cast("Chunk", chunk))
+
+
 def _trace(error: BaseException) -> BaseException | None:
     """Return what to print a traceback of: errors nobody expected; ours say what to do."""
     return None if isinstance(error, BanditError) else error
@@ -288,7 +296,7 @@ def run_worker(settings: Settings, roles: Roles) -> int:
     """
 
     async def main() -> int:
-        return await WorkerProcess(settings, roles).run()
+        return await _WorkerProcess(settings, roles).run()
 
     if log.getEffectiveLevel() > logging.DEBUG:
         for chatty in ("aiokafka", "faust", "mode"):

@@ -30,7 +30,7 @@ from streams.errors import Retry, Stop
 from streams.events import decode_conversion, decode_exposure
 from streams.join.step import Batch, SourceRecord, StepResult, run_step
 from streams.metrics import PartitionState
-from streams.state.errors import JournalDiverged
+from streams.state.errors import JournalDiverged, StoreCorrupt, StoreUnavailable
 from streams.state.owner import Committed, Fenced, Owner, Redo, TooLarge
 from streams.state.partition import Partition
 from streams.transport import Chunk
@@ -174,11 +174,12 @@ class PartitionRunner:
         except _Lost as lost:
             log.warning("%s: fenced (%s); it waits for its next assignment", self.name, lost)
             context.health.forget(self.name)
+        except (JournalDiverged, StoreUnavailable) as error:
+            context.crash(error)  # mended by a restart, once the cause is gone
         except Stop as error:
-            log.error("%s: stopped: %s", self.name, error)  # noqa: TRY400 - the error says what to do, a trace adds nothing
+            log.error("%s: stopped: %s", self.name, error)  # noqa: TRY400 - the error says what to do
+            context.health.forget(self.name)
             context.health.fail(self.name, str(error), "see the error; restart the worker when it is mended")
-        except JournalDiverged as error:
-            context.crash(error)
         except Exception as error:
             log.exception("%s: unexpected error", self.name)
             context.crash(error)
@@ -271,6 +272,11 @@ class PartitionRunner:
                 log.info("%s: back to the journal's positions: %s", self.name, reason)
                 self._context.metrics.rewinds_total.inc()
                 await self._again(claim=False)
+            except StoreCorrupt as error:
+                log.warning("%s: %s; set aside and rebuilt", self.name, error)
+                self.partition.reset("corrupt")
+                if await self._again(claim=True):
+                    self._counts.mark_all()
             except JournalDiverged:
                 raise
             except Retry as error:

@@ -19,6 +19,7 @@ Cost: replay is O(bytes of the journal); everything else O(partitions).
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from streams.state.partition import Partition
 from streams.state.recovery import recover
 from streams.state.store import StoreOptions
 
-__all__ = ["JournalTable", "RawSchema", "Shards"]
+__all__ = ["JournalTable", "NotSupportedError", "RawSchema", "Shards"]
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class Shards:
                 self._folder / f"partition-{number:05d}",
                 name=f"{self.journal.topic}[{number}]",
                 options=self._options,
-                on_reset=lambda reason, number=number: self._on_reset(number, reason),  # type: ignore[misc]
+                on_reset=partial(self._on_reset, number),
             )
         await asyncio.gather(*(self._verify(number) for number in fresh))
         self._assigned_at = {number: each.head.journal_offset for number, each in self._open.items()}

@@ -192,7 +192,7 @@ async def verify(
     *,
     deadline_s: float = 120.0,
 ) -> Counter[str]:
-    """Drain, then require that counts equal the oracle's, verdicts hold and the account closes; the totals."""
+    """Drain; require that counts equal the oracle's, verdicts hold and the account closes; the totals."""
     await wait_drained(settings, watch, deadline_s)
     sources = await read_sources(settings)
     limits, rows = limits_of(settings), sources.rows
