@@ -158,10 +158,10 @@ class _WorkerProcess:
             **settings.kafka_options(),
         )
         dead_letters = DeadLetterProducer(settings)
-        source = SourceTopics(producer, settings.kafka_options(), settings.partitions)
+        source = SourceTopics(producer, options, settings.partitions)
         journal = KafkaJournal(
             topic=settings.topic("journal"),
-            kafka_options=settings.kafka_options(),
+            kafka_options=options,
             max_record_bytes=settings.journal_max_message_bytes,
         )
         queues: list[asyncio.Queue[Any]] = []
