@@ -150,12 +150,9 @@ class _WorkerProcess:
     async def _join(self, view: ExperimentsView) -> AsyncIterator[None]:
         settings = self.settings
         app = create_faust_app(settings)
+        options = settings.kafka_options()
         producer = AIOKafkaProducer(
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=5,
-            compression_type="lz4",
-            **settings.kafka_options(),
+            acks="all", enable_idempotence=True, linger_ms=5, compression_type="lz4", **options
         )
         dead_letters = DeadLetterProducer(settings)
         source = SourceTopics(producer, options, settings.partitions)
