@@ -186,7 +186,7 @@ def _prune(block: Block, plan: ExperimentPlan, horizon: int) -> int:
         first_ends_ms = trial.first_ms + window_ms
         if first_ends_ms > horizon:
             reach_ends_ms.append(first_ends_ms)
-        elif trial.first_ms < horizon:
+        else:
             trial.first_id = ""
         joins_until_ms = version.trial_span_ms(trial.first_ms)[1]
         if reach_ends_ms or joins_until_ms > horizon:

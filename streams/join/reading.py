@@ -134,7 +134,7 @@ class Reading:
             if version is None:
                 self._refuse_early(record, unit, plan, ms)
                 continue
-            arm = plan.arms.get(event.arm_id) if event.group == "bandit" else _arm_of_comparison(event)
+            arm = plan.arms.get(event.arm_id) if event.group == "bandit" else ""
             if arm is None or (event.test and not version.count_test):
                 self._refuse_exposure(record, unit, event, arm)
                 continue
@@ -310,12 +310,6 @@ class Reading:
     def _refuse_exposure(self, record: SourceRecord, unit: bytes, event: Exposure, arm: str | None) -> None:
         if arm is not None:
             self._set_aside(record, unit, "test")
-        elif event.group == "comparison":
-            message = f"the comparison group sees no arm, got {event.arm_id!r}; leave arm_id out"
-            self._refuse(record, unit, "invalid_field", "$.arm_id", message)
-        elif event.arm_id is None:
-            message = "arm_id is missing; only the comparison group has none"
-            self._refuse(record, unit, "invalid_field", "$.arm_id", message)
         else:
             self.unknown.add(event.experiment_id)
             message = f"experiment {event.experiment_id!r} has no arm {event.arm_id!r}"
@@ -361,8 +355,3 @@ class Reading:
             message = f"no experiment names the metric {metric!r}"
             self._refuse(record, unit, "unknown_metric", "$.metric", message)
         return False
-
-
-def _arm_of_comparison(event: Exposure) -> str | None:
-    """Arm of an exposure of the comparison group: none at all."""
-    return "" if event.arm_id is None else None

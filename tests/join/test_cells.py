@@ -116,6 +116,7 @@ def test_taking_away_what_was_added_leaves_a_zero_cell(cell: Cell) -> None:
 
 
 def test_increments_of_nothing_make_no_lag() -> None:
+    assert encode_cell(Cell(1, 0, {3: LagCounts(0, 0, 0)})) == encode_cell(Cell(1, 0, {}))
     assert decode_cell(add_to_cell(None, 1, 0, {3: [0, 0, 0]})) == Cell(1, 0, {})
 
 

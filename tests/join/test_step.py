@@ -8,6 +8,7 @@ from streams.events import Conversion, Exposure, encode_event, event_key
 from streams.experiments.definition import ExperimentRecord
 from streams.join.definitions import Definitions
 from streams.join.step import END_MS, Batch, Limits, SourceRecord, StepResult, run_step
+from streams.join.unit import decode_unit
 from streams.partitioning import partition_of
 from tests.join.partition import HOUR, LIMITS, TOPICS, Partition, record
 from tests.join.test_attribution import (
@@ -185,6 +186,13 @@ def test_a_first_event_beyond_the_limit_leaves_no_state(topic: str) -> None:
     partition = Partition([experiment()], msgspec.structs.replace(LIMITS, unit_max_events=0))
     partition.events(shown(0) if topic == "exposures" else done(0))
     assert partition.units == {}
+
+
+def test_a_rejected_event_leaves_no_trace_of_its_experiment() -> None:
+    limits = msgspec.structs.replace(LIMITS, unit_max_events=1)
+    partition = Partition([experiment(), experiment(name="f")], limits)
+    partition.events(shown(0), shown(0, experiment_id="f"))
+    assert list(decode_unit(partition.units[b"u"]).blocks) == ["e"]
 
 
 def stranger_and_resident(partition: int) -> tuple[str, str]:
