@@ -31,7 +31,14 @@ from scipy.special import gammaln
 from bandit_core.counts import PeriodCounts
 from bandit_core.posteriors.beta import BetaPrior
 
-__all__ = ["DelayEstimate", "DelayGrid", "DelaySettings", "estimate_delay", "lag_sums"]
+__all__ = [
+    "DelayEstimate",
+    "DelayGrid",
+    "DelaySettings",
+    "estimate_delay",
+    "lag_sums",
+    "log_likelihood_ratio_of_arms",
+]
 
 Array = NDArray[np.float64]
 

@@ -18,7 +18,17 @@ from bandit_core.inference.sequences import difference_sequence
 from bandit_core.policies.base import Policy
 from bandit_core.simulator import Scenario, Simulation, simulate
 
-__all__ = ["BenchmarkResult", "Claims", "LeagueRow", "claims", "league", "reward_benchmark"]
+__all__ = [
+    "BenchmarkResult",
+    "Claims",
+    "Detection",
+    "LeagueRow",
+    "benchmark_environments",
+    "claims",
+    "days_to_detect",
+    "league",
+    "reward_benchmark",
+]
 
 Array = NDArray[np.float64]
 
@@ -149,6 +159,56 @@ def league(
                 )
             )
     return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """When an effect would be found, in days; by simulation.
+
+    Attributes
+    ----------
+    median_days, high_days : float
+        Half, and nine in ten, of the runs have named the best arm by then; inf if they have not by the end.
+    detected : float
+        Share of runs that name it before the end.
+    false_winners : float
+    """
+
+    median_days: float
+    high_days: float
+    detected: float
+    false_winners: float
+
+
+def days_to_detect(
+    scenario: Scenario,
+    policy: Policy,
+    *,
+    n_runs: int,
+    rng: np.random.Generator,
+    alpha: float = 0.05,
+    periods_per_day: int = 24,
+) -> Detection:
+    """Plan an experiment: how long until reports name the best arm.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        With the effect that is hoped for, and as many periods as one is ready to wait.
+    policy : Policy
+    n_runs : int
+    rng : numpy.random.Generator
+    alpha : float
+    periods_per_day : int
+        Looks are daily.
+    """
+    pending = "estimated" if scenario.mean_delay_periods is not None else "known"
+    got = simulate(scenario, policy, n_runs=n_runs, rng=rng, pending_as=pending)
+    said = claims(got, look_periods=periods_per_day, alpha=alpha)
+    days = np.sort(said.winner_period / periods_per_day)
+    # Order statistics, not interpolation: some of them may be infinite.
+    median, high = (float(days[min(int(np.ceil(q * n_runs)) - 1, n_runs - 1)]) for q in (0.5, 0.9))
+    return Detection(median, high, float(np.isfinite(days).mean()), float(said.false_winner.mean()))
 
 
 @dataclass(frozen=True, slots=True)

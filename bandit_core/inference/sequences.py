@@ -81,7 +81,7 @@ class Contrast:
     claim: int
 
 
-def mixture_rho(target_information: float, alpha: float) -> float:
+def _mixture_rho(target_information: float, alpha: float) -> float:
     """Mixture variance with narrowest intervals at an information (Howard et al. 2021, proposition 3)."""
     root = float(np.real(lambertw(-(alpha**2) / np.e, k=-1)))
     return target_information / (-root - 1.0)
@@ -176,7 +176,7 @@ def difference_sequence(
     summed = np.add.accumulate(weight * contrast, axis=0)
     some = total > 0.0
     safe = np.where(some, total, 1.0)
-    reach = _boundary(information, alpha, mixture_rho(target_information, alpha)) / safe
+    reach = _boundary(information, alpha, _mixture_rho(target_information, alpha)) / safe
     estimate = np.where(some, summed / safe, np.nan)
     return Sequence(
         estimate,
@@ -225,7 +225,7 @@ def lift_sequence(
         single = np.where(both, weight**2 * own * (1.0 - own) / np.where(both, size, 1.0), 0.0)
         variances.append(single.sum(axis=0))
     variance_a, variance_b = variances
-    rho = mixture_rho(target_information, alpha)
+    rho = _mixture_rho(target_information, alpha)
 
     def outside(log_ratio: Array) -> NDArray[np.bool_]:
         ratio = np.exp(log_ratio)
@@ -349,6 +349,6 @@ def harmful_arms(
         # One side only: the two-sided boundary at twice the level.
         level = min(2.0 * alpha / (n_arms - 1), 0.999)
         summed = (weight * contrast).sum(axis=0)
-        reach = _boundary(variance.sum(axis=0), level, mixture_rho(target_information, level))
+        reach = _boundary(variance.sum(axis=0), level, _mixture_rho(target_information, level))
         result[..., arm] = summed > reach if higher_is_harm else summed < -reach
     return result

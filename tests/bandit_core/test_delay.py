@@ -137,6 +137,7 @@ def test_a_better_but_slower_arm_gets_its_traffic() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_better_but_slower_arm_gets_its_traffic_for_a_week() -> None:
     at_72, at_168 = shares("estimated", hours=168, n_runs=60, seed=1)
     assert at_72 >= 0.70

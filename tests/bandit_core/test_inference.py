@@ -64,6 +64,7 @@ def test_daily_looks_for_two_weeks_cover_and_name_no_false_winner(definition: di
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("definition", [EQUAL, DRIFT, NIGHT], ids=["equal", "drift", "night"])
 def test_two_thousand_runs_cover_and_name_no_false_winner(definition: dict[str, object]) -> None:
     false_winners, coverage = rates_of_claims(definition, n_runs=2000, seed=2)
@@ -72,6 +73,7 @@ def test_two_thousand_runs_cover_and_name_no_false_winner(definition: dict[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_delayed_runs_cover() -> None:
     # 100 runs: each hour re-estimates every arm's delay; batches of hours make the rest cheap.
     false_winners, coverage = rates_of_claims(SLOW, n_runs=100, seed=3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bandit_core.league import benchmark_environments, claims, league, reward_benchmark
+from bandit_core.league import benchmark_environments, claims, days_to_detect, league, reward_benchmark
 from bandit_core.policies import DefinitionError, policy_from_definition
 from bandit_core.scenarios import STANDARD, scenario_from_definition
 from bandit_core.simulator import Scenario, simulate
@@ -96,6 +96,18 @@ def test_claims_find_a_large_difference_and_when() -> None:
     assert not said.false_winner.any()
     assert said.covered.all()
     assert (said.winner_period <= 96).all()
+
+
+def test_planning_by_simulation() -> None:
+    policy = policy_from_definition("uniform")
+    scenario = scenario_from_definition({**SHORT, "n_periods": 96})
+    large = days_to_detect(scenario, policy, n_runs=20, rng=np.random.default_rng(0))
+    assert large.detected == 1.0
+    assert large.median_days <= large.high_days <= 2.0
+    tiny = scenario_from_definition({**SHORT, "rates": [0.05, 0.0501]})
+    never = days_to_detect(tiny, policy, n_runs=20, rng=np.random.default_rng(0))
+    assert never.median_days == np.inf
+    assert never.detected < 0.1
 
 
 def test_adding_a_policy_changes_no_other_row() -> None:
