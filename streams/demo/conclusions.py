@@ -109,6 +109,8 @@ def sentences(found: Conclusions, n_arms: int) -> list[str]:
     """Say it in words; one thought a line."""
     if not found.clicks:
         return ["There was no click: nothing can be said about the arms."]
+    if n_arms == 1:
+        return [_say_how_much(found, n_arms), "With one arm alone there is nothing to compare."]
     lines = [
         _say_how_much(found, n_arms),
         _say_whether_arms_differ(found),
@@ -128,10 +130,8 @@ def sentences(found: Conclusions, n_arms: int) -> list[str]:
 
 
 def _say_how_much(found: Conclusions, n_arms: int) -> str:
-    return (
-        f"{found.clicks} clicks in {found.trials:,} impressions are {found.rate:.2%};"
-        f" over {n_arms} arms that is {found.clicks / n_arms:.1f} clicks an arm."
-    )
+    said = f"{found.clicks:,} clicks in {found.trials:,} impressions are {found.rate:.2%}"
+    return f"{said}; over {n_arms} arms that is {found.clicks / n_arms:.1f} clicks an arm."
 
 
 def _say_whether_arms_differ(found: Conclusions) -> str:

@@ -198,7 +198,7 @@ class Installation:
                     await self._process.wait()
 
     async def _start_worker(self) -> None:
-        self._log = self.log_file.open("ab")
+        self._log = self.log_file.open("wb")
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",

@@ -253,6 +253,8 @@ async def _live(life: _Life, clock: _Clock, start_ms: int, days: int, narrator: 
         while life.shop.is_waiting:
             hour_ms += HOUR_MS
             await life.close(hour_ms + HOUR_MS)
+        # Before the end marker, or it would depend on speed how many of these hours get an allocation.
+        await until_allocated(installation, life.edges, dict.fromkeys(life.regret, hour_ms + HOUR_MS))
     await life.close(END_MS)
     with narrator.step("counting what came last", life.n_sent) as step:
         counted = await until_counted(installation, life.n_sent, step.reach)

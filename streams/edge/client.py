@@ -74,7 +74,7 @@ class EdgeStatistics(Struct, frozen=True, kw_only=True):
     events: EmitterStatistics
 
 
-def wall_clock_ms() -> int:
+def _wall_clock_ms() -> int:
     """Milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
 
@@ -115,7 +115,7 @@ class EdgeClient:
         experiments: ExperimentsView | None = None,
         options: EmitterOptions | None = None,
         metrics: EdgeMetrics | None = None,
-        clock_ms: Callable[[], int] = wall_clock_ms,
+        clock_ms: Callable[[], int] = _wall_clock_ms,
         client_id: str = "bandit-edge",
     ) -> None:
         self._clock_ms = clock_ms

@@ -78,6 +78,11 @@ def test_without_clicks_nothing_is_claimed(rows: tuple[tuple[int, int], ...]) ->
     assert sentences(found, 2) == ["There was no click: nothing can be said about the arms."]
 
 
+def test_one_arm_is_compared_with_nothing() -> None:
+    lines = sentences(concluded((100, 3)), 1)
+    assert lines[-1] == "With one arm alone there is nothing to compare."
+
+
 def test_no_arms_is_an_error() -> None:
     with pytest.raises(ValueError, match="none given"):
         conclude([], np.random.default_rng(1))
