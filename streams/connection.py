@@ -123,11 +123,16 @@ def explain(error: BaseException, *, where: str = "", protocol: str = "") -> Ban
 
 def _closed(where: str, protocol: str) -> BanditError:
     now = f" (now {protocol})" if protocol else ""
+    certificate = (
+        " if the broker wants client certificates, set security.certfile and security.keyfile;"
+        if protocol.endswith("SSL")
+        else ""
+    )
     return BrokerUnavailable(
         "the broker closed the connection",
         where=where,
-        action=f"check that security.protocol{now} is that of the listener on this port; the broker's log"
-        " names the cause",
+        action=f"check that security.protocol{now} is that of the listener on this port;{certificate}"
+        " the broker's log names the cause",
     )
 
 

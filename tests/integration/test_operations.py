@@ -168,6 +168,34 @@ async def test_rejected_events_are_kept_replayed_after_a_fix_and_never_counted_t
             worker.kill()
 
 
+def metrics_agree(text: str, totals: Counter[str], n_partitions: int) -> bool:
+    """Whether /metrics says what the journal says."""
+    outcomes: Counter[tuple[str, str]] = Counter()
+    for name, n in totals.items():
+        topic, outcome = name.split("/")[:2]
+        if outcome not in ("attributed", "expired"):
+            outcomes[topic, outcome] += n
+    rejected = sum(n for name, n in totals.items() if "/dead_letter/" in name)
+    return (
+        all(
+            sample(text, "bandit_events_total", topic=topic, outcome=outcome) == n
+            for (topic, outcome), n in outcomes.items()
+        )
+        and sample(text, "bandit_dead_letters_total") == rejected
+        and sample(text, "bandit_partition_state", state="active") == n_partitions
+        and sample(text, "bandit_lag_records") == 0
+        and sample(text, "bandit_conversions_attributed_total") == totals["conversions/attributed"]
+    )
+
+
+async def findings_of_doctor(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, dict[str, str]]:
+    """Run the command; the last finding of each check, worst level first."""
+    capsys.readouterr()
+    await command("doctor", "--json", *args)
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return {finding["check"]: finding for finding in sorted(found, key=lambda f: f["level"] == "fail")}
+
+
 async def test_doctor_and_the_pages_of_a_worker_at_work(
     broker: Broker,
     topic_prefix: str,
@@ -190,64 +218,52 @@ async def test_doctor_and_the_pages_of_a_worker_at_work(
             await worker.wait_ready()
             totals = await verify(settings, watch, records)
             await wait_for_letters(settings, watch)
-
-            status, body = await worker.get("livez")
-            assert (status, json.loads(body)["live"]) == (200, True)
-            checks = {check["name"] for check in json.loads((await worker.get("readyz"))[1])["checks"]}
-            assert {"start", *(f"partition-{n}" for n in range(settings.partitions))} <= checks
-
-            async def metrics_agree() -> bool:
-                _, text = await worker.get("metrics")
-                outcomes: Counter[tuple[str, str]] = Counter()
-                for name, n in totals.items():
-                    topic, outcome = name.split("/")[:2]
-                    if outcome not in ("attributed", "expired"):
-                        outcomes[topic, outcome] += n
-                rejected = sum(n for name, n in totals.items() if "/dead_letter/" in name)
-                return (
-                    all(
-                        sample(text, "bandit_events_total", topic=topic, outcome=outcome) == n
-                        for (topic, outcome), n in outcomes.items()
-                    )
-                    and sample(text, "bandit_dead_letters_total") == rejected
-                    and sample(text, "bandit_partition_state", state="active") == settings.partitions
-                    and sample(text, "bandit_lag_records") == 0
-                    and sample(text, "bandit_conversions_attributed_total")
-                    == totals["conversions/attributed"]
-                )
-
-            await until(metrics_agree, deadline_s=20, what="metrics equal the journal's totals", poll_s=0.3)
-
-            async def well() -> bool:
-                capsys.readouterr()
-                await command("doctor", "--json")
-                findings = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-                failed.update({f["check"]: f for f in findings if f["level"] == "fail"})
-                seen.update({f["check"]: f for f in findings})
-                return not [f for f in findings if f["level"] == "fail"]
-
-            failed: dict[str, object] = {}
-            seen: dict[str, dict[str, str]] = {}
-            await until(well, deadline_s=40, what=f"doctor finds nothing broken: {failed}", poll_s=1)
-            assert seen["workers"]["what"] == "1 running"
-            assert "0 records still to count" in seen["counting"]["what"]
-            assert seen["counts"]["what"] == f"progress of {settings.partitions} partitions is published"
-            assert seen["definitions"]["what"] == "4 live"
-            assert "4 live experiments have a fresh allocation" in seen["allocations"]["what"]
-            assert "wrong_partition" not in str(failed)
-
-            # A worker that is gone: the doctor says so.
+            await check_pages(worker, totals)
+            await check_doctor(settings, capsys)
             worker.kill()
             await installation.produce(traffic.records(100, hours=0.1))
-            late_settings = settings.model_copy(update={"stall_deadline_ms": 1_000})
-            monkeypatch.setenv("BANDIT_STALL_DEADLINE_MS", str(late_settings.stall_deadline_ms))
-
-            async def missed() -> bool:
-                capsys.readouterr()
-                status = await command("doctor", "--check", "workers", "--check", "counting")
-                text = capsys.readouterr().out
-                return status == 1 and "no worker runs" in text and "records wait" in text
-
-            await until(missed, deadline_s=40, what="doctor sees that no worker runs", poll_s=1)
+            monkeypatch.setenv("BANDIT_STALL_DEADLINE_MS", "1000")
+            await check_doctor_misses_the_worker(capsys)
         finally:
             worker.kill()
+
+
+async def check_pages(worker: WorkerHandle, totals: Counter[str]) -> None:
+    n_partitions = worker.settings.partitions
+    status, body = await worker.get("livez")
+    assert (status, json.loads(body)["live"]) == (200, True)
+    checks = {check["name"] for check in json.loads((await worker.get("readyz"))[1])["checks"]}
+    assert {"start", *(f"partition-{n}" for n in range(n_partitions))} <= checks
+
+    async def agree() -> bool:
+        return metrics_agree((await worker.get("metrics"))[1], totals, n_partitions)
+
+    await until(agree, deadline_s=20, what="metrics equal the journal's totals", poll_s=0.3)
+
+
+async def check_doctor(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    """Require that it comes to find nothing broken, and that it sees what is there."""
+    seen: dict[str, dict[str, str]] = {}
+
+    async def well() -> bool:
+        seen.update(await findings_of_doctor(capsys))
+        return not [finding for finding in seen.values() if finding["level"] == "fail"]
+
+    try:
+        await until(well, deadline_s=40, what="doctor finds nothing broken", poll_s=1)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {seen}") from None
+    assert seen["workers"]["what"] == "1 running"
+    assert "0 records still to count" in seen["counting"]["what"]
+    assert seen["counts"]["what"] == f"progress of {settings.partitions} partitions is published"
+    assert seen["definitions"]["what"] == "4 live"
+    assert "4 live experiments have a fresh allocation" in seen["allocations"]["what"]
+    assert "in the last hour" in seen["dead-letters"]["what"]
+
+
+async def check_doctor_misses_the_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    async def missed() -> bool:
+        seen = await findings_of_doctor(capsys, "--check", "workers", "--check", "counting")
+        return "no worker runs" in seen["workers"]["what"] and "records wait" in seen["counting"]["what"]
+
+    await until(missed, deadline_s=40, what="doctor sees that no worker runs", poll_s=1)

@@ -11,6 +11,8 @@ from pydantic import SecretStr
 
 from streams.compacted import CompactedView
 from streams.config import SecuritySettings, Settings
+from streams.doctor import Level
+from streams.doctor.broker import check_address
 from streams.embedded import EmbeddedKafka
 from streams.embedded.probe import HOST, free_port
 from streams.errors import BanditError
@@ -186,3 +188,36 @@ async def test_an_unknown_authority_is_refused(secure: Secure, topic_prefix: str
     )
     with pytest.raises(BanditError):
         await check_topics(settings)
+
+
+GOOD = {"protocol": "SASL_SSL", "sasl_username": USER, "sasl_password": SecretStr(PASSWORD)}
+
+
+@pytest.mark.parametrize(
+    ("listener", "security", "words"),
+    [
+        ("sasl_ssl", {}, ""),
+        ("sasl_ssl", {"sasl_password": SecretStr("wrong")}, "refused user or password"),
+        (
+            "sasl_ssl",
+            {"sasl_password": SecretStr("wrong"), "sasl_mechanism": "PLAIN"},
+            "refused user or password",
+        ),
+        ("sasl_ssl", {"sasl_username": "nobody"}, "refused user or password"),
+        ("sasl_ssl", {"cafile": None}, "certificate is not accepted"),
+        ("sasl_ssl", {"protocol": "SASL_PLAINTEXT", "cafile": None}, "security.protocol"),
+        ("mutual", {"protocol": "SSL", "sasl_username": None, "sasl_password": None}, "client certificate"),
+    ],
+)
+async def test_the_doctor_says_which_step_fails_and_what_to_do(
+    secure: Secure, topic_prefix: str, listener: str, security: dict[str, Any], words: str
+) -> None:
+    chosen = {**GOOD, "cafile": secure.cafile, **security}
+    settings = settings_for(getattr(secure, listener), topic_prefix, **chosen)
+    (finding,) = await check_address(settings)
+    if words:
+        assert finding.level is Level.FAIL
+        assert words in f"{finding.what}; {finding.action}"
+        assert PASSWORD not in str(finding)
+    else:
+        assert finding.level is Level.OK
