@@ -109,7 +109,11 @@ class _WorkerProcess:
         )
         self.health = Health(stall_deadline_ms=settings.stall_deadline_ms)
         self.web = WebServer(
-            self.health, self.metrics.registry, host=settings.web_host, port=settings.web_port
+            self.health,
+            self.metrics.registry,
+            host=settings.web_host,
+            port=settings.web_port,
+            loop_lag=self.metrics.event_loop_lag_seconds,
         )
         self._ended: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
 

@@ -17,7 +17,8 @@ from streams.metrics import (
     PartitionState,
 )
 
-OPERATORS = Path(__file__).parents[2] / "docs" / "operators.md"
+ROOT = Path(__file__).parents[2]
+OPERATORS = ROOT / "docs" / "operators.md"
 ALL = [*Metrics().described, *EdgeMetrics().described]
 
 
@@ -60,6 +61,24 @@ def test_attribute_names_are_metric_names() -> None:
     for metrics in (Metrics(), EdgeMetrics()):
         for info in metrics.described:
             assert hasattr(metrics, info.name.removeprefix(PREFIX)), info.name
+
+
+def test_every_metric_is_fed() -> None:
+    """A metric that is declared, documented and on the dashboard, but never set, would be a lie."""
+    sources = ROOT.joinpath("streams").rglob("*.py")
+    text = "\n".join(path.read_text() for path in sources if path.name != "metrics.py")
+    by_method = {
+        "events_total": "count_events(",
+        "dead_letters_total": "count_dead_letters(",
+        "partition_state": "set_partition_state(",
+        "allocations_published_total": "allocation_published(",
+        "allocation_age_seconds": "allocation_published(",
+        "allocation_weight": "allocation_published(",
+        "exploration_share": "allocation_published(",
+        "build_info": "version=version(",
+    }
+    names = [info.name.removeprefix(PREFIX) for info in ALL]
+    assert not [name for name in names if by_method.get(name, f".{name}") not in text]
 
 
 def test_names_are_unique() -> None:
