@@ -275,7 +275,7 @@ def count_lags(
     sign: Sign,
 ) -> None:
     """Add what open conversions earn, in both views; note their credits and what trials have earned."""
-    if not conversions:
+    if not conversions or (sign < 0 and _earns_nothing(block)):
         return
     earned, credited = attribute(plan, block.trials, conversions)
     for conversion in credited:
@@ -292,6 +292,11 @@ def count_lags(
         if own:
             stub = stub_of(plan.experiment_id, "reporting", mark)
             block.earned = add_earned(tally, stub, plan.by_number[mark.version], mark.base, own, sign)
+
+
+def _earns_nothing(block: Block) -> bool:
+    """Whether no open conversion counts for a block."""
+    return block.earned is None and all(trial.earned is None for trial in block.trials)
 
 
 def add_earned(

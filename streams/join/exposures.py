@@ -1,17 +1,24 @@
 """Exposures of one unit: from its state before a batch to the one after, and what that adds to cells.
 
-The usual exposure is later than every conversion of its unit and than the first exposures that it could
-displace. Then it changes no conversion's credit, and what it adds can be said at once: a trial, or a
-crossover, in each view. Any other one is counted as the difference of the block's whole contribution after
-and before. Tests hold the first way to the second.
+The usual exposure has no open conversion in reach and is not earlier than the first exposures of its trial
+and of its unit. Then it changes no conversion's credit, and what it adds can be said at once: a trial, or a
+crossover, in each view. If it has a conversion in reach, what the block's conversions earn is counted as a
+difference, after less before; if it displaces a first exposure, so is all that the block contributes. Tests
+hold the shorter ways to the pure function.
 
 Cost: about 4 us for an exposure in the usual case, its unit's decoding and encoding included; O(n log n) for
-the n events of the block in the other.
+the n events of the block in the others.
 """
 
 from collections.abc import Sequence
 
-from streams.join.attribution import BoundExposure, count_block, insert_exposure, stub_of
+from streams.join.attribution import (
+    BoundExposure,
+    count_lags,
+    count_trials,
+    insert_exposure,
+    stub_of,
+)
 from streams.join.cells import HOUR_MS
 from streams.join.definitions import ExperimentPlan
 from streams.join.eviction import settle
@@ -65,7 +72,7 @@ def apply_exposures(raw: bytes | None, items: Sequence[ExposureItem], scope: Sco
     is_hot = unit.n_events > _HOT_EVENTS
     n_accepted = 0
     for item in items:
-        offset, floor_ms, plan, version, ms, exposure_id, arm, segment, group, allocation = item
+        offset, floor_ms, plan, version, ms, exposure_id = item[:6]
         experiment_id = plan.experiment_id
         block = blocks.get(experiment_id)
         if block is None:
@@ -88,8 +95,7 @@ def apply_exposures(raw: bytes | None, items: Sequence[ExposureItem], scope: Sco
             is_usual = ms > unit.last_conversion_ms and (recount is None or not recount.holds(plan))
             if not (is_usual and _insert_usual(block, item, ledger.tally)):
                 recount = recount or _Recount(unit, scope)
-                exposure = (experiment_id, version, ms, exposure_id, arm, segment, group, allocation)
-                recount.insert(plan, block, BoundExposure(*exposure))
+                recount.insert(block, item)
             if recount is not None:
                 recount.note(experiment_id, exposure_id, ms)
     if n_accepted:
@@ -178,7 +184,7 @@ class _Recount:
         self._scope = scope
         self._conversions: list[OpenConversion] = decode_conversions(unit.conversions)
         self._n_pending = n_pending(self._conversions)
-        self._held: dict[str, tuple[ExperimentPlan, Block]] = {}
+        self._held: dict[str, _Held] = {}
         self._ids: dict[str, dict[str, int]] = {}
 
     def has(self, experiment_id: str, block: Block, exposure_id: str, floor_ms: int) -> bool:
@@ -202,19 +208,54 @@ class _Recount:
         """Whether what the experiment's block contributed has been taken away."""
         return plan.experiment_id in self._held
 
-    def insert(self, plan: ExperimentPlan, block: Block, exposure: BoundExposure) -> None:
-        """Insert an accepted exposure; before a block's first one, take away what it contributes so far."""
-        if plan.experiment_id not in self._held:
-            self._held[plan.experiment_id] = (plan, block)
-            settled_ms = self._unit.settled_ms
-            count_block(self._scope.ledger.tally, plan, block, self._conversions, settled_ms, -1)
-        insert_exposure(block, exposure)
+    def insert(self, block: Block, item: ExposureItem) -> None:
+        """Insert an accepted exposure that is not usual; what it may change is taken away first."""
+        _, _, plan, version, ms, exposure_id, arm, segment, group, allocation = item
+        experiment_id = plan.experiment_id
+        tally = self._scope.ledger.tally
+        held = self._held.get(experiment_id)
+        if held is None:
+            if not self._may_be_touched(item) and _insert_usual(block, item, tally):
+                return
+            held = self._held[experiment_id] = _Held(plan, block)
+            count_lags(tally, plan, block, self._conversions, -1)
+        if not held.is_whole:
+            if _insert_usual(block, item, tally):
+                return
+            held.is_whole = True
+            count_trials(tally, plan, block, self._unit.settled_ms, -1)
+        exposure = (experiment_id, version, ms, exposure_id, arm, segment, group, allocation)
+        insert_exposure(block, BoundExposure(*exposure))
+
+    def _may_be_touched(self, item: ExposureItem) -> bool:
+        """Whether any open conversion is in reach of an exposure; only then can it change a credit."""
+        _, _, plan, version, ms, *_ = item
+        end_ms = ms + version.window_ms
+        return any(
+            ms <= conversion.timestamp_ms < end_ms
+            and conversion.metric in version.roles
+            and conversion.experiment_id in (None, plan.experiment_id)
+            for conversion in self._conversions
+        )
 
     def end(self) -> None:
         """Add what the blocks contribute now."""
         ledger, unit = self._scope.ledger, self._unit
-        for plan, block in self._held.values():
-            count_block(ledger.tally, plan, block, self._conversions, unit.settled_ms, 1)
+        for held in self._held.values():
+            count_lags(ledger.tally, held.plan, held.block, self._conversions, 1)
+            if held.is_whole:
+                count_trials(ledger.tally, held.plan, held.block, unit.settled_ms, 1)
         if self._held:
             ledger.attribute(self._n_pending - n_pending(self._conversions))
             store_conversions(unit, self._conversions)
+
+
+class _Held:
+    """A block whose contribution has been taken away: that of its conversions, or the whole."""
+
+    __slots__ = ("block", "is_whole", "plan")
+
+    def __init__(self, plan: ExperimentPlan, block: Block) -> None:
+        self.plan = plan
+        self.block = block
+        self.is_whole = False
