@@ -43,12 +43,12 @@ lint: $(STAMP) ## ruff: rules and format
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy --strict
 
-unit: $(STAMP) ## tests that need no broker
-	$(BIN)/python -m pytest -m "not integration and not chaos"
+unit: $(STAMP) ## tests that need no broker and no patience
+	$(BIN)/python -m pytest -m "not integration and not chaos and not slow"
 
 check: lint types unit ## lint, types and unit tests: what to run before a commit
 
-integration: $(STAMP) ## every test but chaos, on a real Kafka, with coverage
+integration: $(STAMP) ## every test but chaos, the slow ones too, on a real Kafka, with coverage
 	$(BIN)/python -m pytest -m "not chaos" --cov --cov-report=term
 
 wheel-test: $(STAMP) ## build the wheel, install it alone in a fresh venv, test that
@@ -67,7 +67,7 @@ else
 endif
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && PYTHONSAFEPATH=1 venv/bin/bandit-streams --help >/dev/null
-	cd build/wheel && PYTHONSAFEPATH=1 venv/bin/python -m pytest tests/wheel tests/bandit_core
+	cd build/wheel && PYTHONSAFEPATH=1 venv/bin/python -m pytest -m "not slow" tests/wheel tests/bandit_core
 
 test: lint types integration wheel-test ## everything CI runs
 
