@@ -12,6 +12,15 @@ policies              what to do with beliefs: weights; ``policy_from_definition
 shares                comparison group, holdout, floors, incubation: what each arm really gets
 allocation            one recalculation: posterior + policy -> shares and figures per arm
 assignment            which arm a unit sees: weighted rendezvous hashing, byte-exact in every language
+counts                the input by period, arm and lag; discounting, windows, overdispersion
+delay                 what pending trials are worth: a delay per arm, corrected for truncation
+stratification        arms compared within periods; priors: pooled over the arms
+steering              all of these by settings: counts in, the posterior that steers out
+lifecycle             holdout, incubation, dropping, statuses, limited steps
+inference             what people may be told: confidence sequences, sample ratio, off-policy, the report
+contextual            segments x design factors: one logistic regression over all cells
+simulator, scenarios  experiments with the truth known, many seeds at once
+league                policies compared; planning by simulation
 ====================  ================================================================================
 
 >>> import numpy as np
@@ -30,7 +39,7 @@ assignment            which arm a unit sees: weighted rendezvous hashing, byte-e
 (0.045, 0.81, 0.045)
 """
 
-from bandit_core.allocation import Allocation, ArmFigures, allocate
+from bandit_core.allocation import Allocation, ArmFigures, allocate, allocate_segments
 from bandit_core.assignment import Assigner, Assignment, Group, derive_seed, uniform_hash
 from bandit_core.policies import POLICIES, DefinitionError, Policy, policy_from_definition
 from bandit_core.posteriors import BetaPosterior, BetaPrior, Posterior
@@ -61,6 +70,7 @@ __all__ = [
     "ShareSettings",
     "Shares",
     "allocate",
+    "allocate_segments",
     "allocate_shares",
     "derive_seed",
     "policy_from_definition",

@@ -30,6 +30,7 @@ __all__ = [
     "ArmLife",
     "DropRule",
     "ExperimentStatus",
+    "FloorRule",
     "HoldoutRule",
     "IncubationRule",
     "advance_arms",
@@ -152,6 +153,46 @@ class IncubationRule:
         """Trials needed at the experiment's rate."""
         wanted = self.target_successes / pooled_rate if pooled_rate > 0.0 else float(self.max_trials)
         return float(min(max(wanted, self.min_trials), self.max_trials))
+
+
+@dataclass(frozen=True, slots=True)
+class FloorRule:
+    """Minimum allocation that adapts to traffic: enough units for an arm to stay known, and no more.
+
+    Parameters
+    ----------
+    target_successes : float
+        Expected successes per day by which an arm stays known.
+    minimum, maximum : float
+        Bounds of the floor, proportions; the maximum is also lowered so that all floors together take at
+        most half of the traffic.
+    """
+
+    target_successes: float = 2.0
+    minimum: float = 0.005
+    maximum: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (self.target_successes > 0.0 and 0.0 <= self.minimum <= self.maximum <= 1.0):
+            raise ValueError("floor: want a positive target and 0 <= minimum <= maximum <= 1")
+
+    def floor(self, *, units_per_day: float, pooled_rate: float, n_arms: int) -> float:
+        """Floor of every eligible arm.
+
+        Parameters
+        ----------
+        units_per_day : float
+            Units the experiment sees outside the comparison group.
+        pooled_rate : float
+            Successes per trial over all arms; 0 while unknown, which gives the maximum.
+        n_arms : int
+            Eligible ones.
+        """
+        if n_arms < 1:
+            raise ValueError(f"n_arms: {n_arms!r} must be at least 1")
+        successes_per_day = units_per_day * pooled_rate
+        wanted = self.target_successes / successes_per_day if successes_per_day > 0.0 else self.maximum
+        return min(max(wanted, self.minimum), self.maximum, 0.5 / n_arms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bandit_core.counts import PeriodCounts
+from bandit_core.delay import (
+    DelayGrid,
+    DelaySettings,
+    estimate_delay,
+    lag_sums,
+    log_likelihood_ratio_of_arms,
+)
 from bandit_core.inference.ratio import sample_ratio_test
 from bandit_core.inference.sequences import Contrast, difference_sequence, lift_sequence, pairwise_contrasts
 from bandit_core.inference.stopping import StopAdvice, safe_to_stop
@@ -34,6 +41,7 @@ ASSUMPTIONS = {
 }
 
 _CROSSOVER_SHARE = 0.01
+_DELAYS_DIFFER = 3.0  # log Bayes factor
 _DRIFT_Z = 3.09  # one in a thousand
 
 
@@ -178,9 +186,9 @@ def report(
         )
     if counts.n_periods and not len(n):
         warnings.append("no period is older than the conversion window yet: nothing can be compared")
-    drift = _drift(n, s, periods_per_day)
-    if drift:
-        warnings.append(drift)
+    warnings.extend(
+        text for text in (_drift(n, s, periods_per_day), _delays(counts, window_periods)) if text is not None
+    )
     posterior = BetaPosterior.from_counts(n.sum(axis=0)[None], s.sum(axis=0)[None])
     days = counts.n_periods / periods_per_day
     stop = safe_to_stop(posterior, days=days, eligible=live, lower_is_better=lower_is_better)
@@ -298,6 +306,22 @@ def _leaders(counts: PeriodCounts, lower_is_better: bool, periods_per_day: int) 
     leader = int(signed[-1].argmax())
     share = 1.0 - last[leader] / last.sum() if last.sum() > 0 else float("nan")
     return int((np.diff(leaders) != 0).sum()), float(share)
+
+
+def _delays(counts: PeriodCounts, window_periods: int) -> str | None:
+    """Whether the arms' delays clearly differ."""
+    if window_periods < 1 or counts.successes.shape[2] < 2:
+        return None
+    conversions, exposed = lag_sums(counts, window_periods)
+    informed = conversions.sum(axis=1) > 0.0
+    if informed.sum() < 2:
+        return None
+    grid = DelayGrid.of(DelaySettings(window_periods))
+    if float(log_likelihood_ratio_of_arms(conversions[informed], exposed[informed], grid)) <= _DELAYS_DIFFER:
+        return None
+    lags = estimate_delay(conversions, exposed, grid).mean_lag_periods
+    shown = ", ".join(f"{lag:.1f}" for lag in lags)
+    return f"the arms' delays differ (mean lags {shown} periods): totals that include young trials mislead"
 
 
 def _drift(n: Array, s: Array, periods_per_day: int) -> str | None:

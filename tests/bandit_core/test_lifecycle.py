@@ -8,6 +8,7 @@ from bandit_core.lifecycle import (
     ArmLife,
     DropRule,
     ExperimentStatus,
+    FloorRule,
     HoldoutRule,
     IncubationRule,
     advance_arms,
@@ -93,6 +94,17 @@ def test_incubation_ends_by_trials_or_time() -> None:
     assert advance([ACTIVE, life], [0.5, 0.5], trials=400, incubation=rule)[1].status is ArmStatus.ACTIVE
     old = ArmLife(ArmStatus.INCUBATING, 2)
     assert advance([ACTIVE, old], [0.5, 0.5], trials=1, incubation=rule)[1].status is ArmStatus.ACTIVE
+
+
+def test_floors_fall_with_traffic_within_bounds() -> None:
+    rule = FloorRule(target_successes=2.0, minimum=0.005, maximum=0.05)
+    assert rule.floor(units_per_day=2_000, pooled_rate=0.05, n_arms=3) == pytest.approx(0.02)
+    assert rule.floor(units_per_day=100, pooled_rate=0.05, n_arms=3) == 0.05
+    assert rule.floor(units_per_day=10**6, pooled_rate=0.05, n_arms=3) == 0.005
+    assert rule.floor(units_per_day=0, pooled_rate=0.0, n_arms=3) == 0.05
+    assert rule.floor(units_per_day=0, pooled_rate=0.0, n_arms=50) == 0.01
+    with pytest.raises(ValueError, match="floor"):
+        FloorRule(minimum=0.1, maximum=0.05)
 
 
 def test_guardrails_stop_arms_but_not_control() -> None:

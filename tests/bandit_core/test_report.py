@@ -9,6 +9,7 @@ import pytest
 
 from bandit_core.counts import PeriodCounts
 from bandit_core.inference import report
+from bandit_core.simulator import Scenario
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -60,6 +61,22 @@ def test_warnings_on_mismatch_crossovers_and_drift() -> None:
     assert "sample ratio: arm" in text
     assert "crossovers: 6.0%" in text
     assert "drift" in text
+
+
+def test_different_delays_are_warned_of() -> None:
+    rng = np.random.default_rng(3)
+    hours, mass = (
+        72,
+        Scenario("d", np.full((1, 2), 0.05), 1, mean_delay_periods=(1.0, 9.0), window_periods=24).lag_mass(),
+    )
+    successes = np.zeros((hours, 2, 25))
+    for hour in range(hours):
+        known = min(hours - hour, 25)
+        successes[hour, :, :known] = rng.poisson(500 * 0.05 * mass)[:, :known]
+    counts = PeriodCounts.of(np.full((hours, 2), 500), successes)
+    got = report(counts, propensities=even(counts), control=0, window_periods=24)
+    assert any("delays differ (mean lags" in warning for warning in got.warnings)
+    assert got.contrasts[0].claim == 0
 
 
 def test_young_periods_wait_for_their_window() -> None:
