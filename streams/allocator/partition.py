@@ -156,6 +156,7 @@ class PartitionAllocator:
                 except Fenced as error:
                     fenced = error
                 except (Retry, KafkaError, OSError) as error:
+                    self.active = False
                     log.warning("allocator of partition %d: claiming again after: %s", self.partition, error)
                     await self._writer.close()
                     await asyncio.sleep(RETRY_S)

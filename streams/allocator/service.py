@@ -23,6 +23,7 @@ from mode import Service
 
 from streams.allocator.partition import HEARTBEAT_INTERVAL_MS, SESSION_TIMEOUT_MS, PartitionAllocator
 from streams.allocator.pool import ComputePool
+from streams.allocator.writer import REQUEST_TIMEOUT_MS
 from streams.compacted import CompactedView
 from streams.config import Settings
 from streams.experiments.definition import ExperimentRecord
@@ -116,6 +117,7 @@ class AllocatorService(Service):
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             partition_assignment_strategy=(StickyPartitionAssignor,),
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
         )
