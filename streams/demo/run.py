@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -26,10 +27,13 @@ from streams.demo.progress import Narrator
 from streams.demo.replay import run_replay
 from streams.demo.report import summary_line
 from streams.embedded import Broker, kafka
+from streams.errors import ConfigError
 
 __all__ = ["DemoOptions", "PartName", "run_demo"]
 
 PartName = Literal["replay", "shop"]
+
+_EXTRA_PACKAGES: Final = ("duckdb", "matplotlib")
 
 
 class DemoOptions(Struct, frozen=True, kw_only=True):
@@ -69,8 +73,16 @@ def run_demo(settings: Settings, options: DemoOptions, narrator: Narrator) -> bo
     -------
     bool
         Whether all counts equal the oracle's.
+
+    Raises
+    ------
+    ConfigError
+        A package of the extra ``demo`` is missing.
+    InputUnreadable, BrokerUnavailable, WorkerFailed, DeadlineExceeded
+        The input, the broker or the worker is not as it must be.
     """
     started = time.monotonic()
+    _require_packages()
     options.out_dir.mkdir(parents=True, exist_ok=True)
     summaries: dict[str, PartSummary] = {}
     logged = load_logged_events(options.input_file) if "replay" in options.parts else None
@@ -82,6 +94,16 @@ def run_demo(settings: Settings, options: DemoOptions, narrator: Narrator) -> bo
     narrator.say("")
     narrator.say(summary_line(total, summaries))
     return total.counts_equal_oracle
+
+
+def _require_packages() -> None:
+    """Say what is missing before minutes are spent, not after."""
+    missing = [name for name in _EXTRA_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"the demo needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            action="pip install 'bandit-streams[demo]'",
+        )
 
 
 @contextmanager

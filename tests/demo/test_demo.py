@@ -18,8 +18,14 @@ from rich.console import Console
 from streams.config import Settings
 from streams.demo.installation import Installation, demo_settings
 from streams.demo.living_shop import run_shop
+from streams.demo.openbandit import load_logged_events, replay_experiment
+from streams.demo.part import take_stock
 from streams.demo.progress import Narrator
+from streams.demo.publisher import Publisher
+from streams.demo.run import DemoOptions, run_demo
 from streams.embedded import Broker
+from streams.errors import ConfigError
+from streams.topics import create_topics
 
 pytestmark = pytest.mark.integration
 
@@ -99,6 +105,36 @@ def test_an_input_that_is_none_is_refused_before_anything_is_started(broker: Bro
     assert "cannot be read" in done.stderr
     assert "what to do: " in done.stderr
     assert done.stdout == ""
+
+
+def test_missing_packages_are_named_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("streams.demo.run.find_spec", lambda name: None)
+    options = DemoOptions(
+        parts=("replay",), input_file=DATA, bootstrap=None, days=1, seed=1, out_dir=tmp_path / "out"
+    )
+    with pytest.raises(ConfigError, match="duckdb and matplotlib"):
+        run_demo(Settings(), options, Narrator())
+    assert not (tmp_path / "out").exists()
+
+
+async def test_an_event_that_was_never_counted_is_found(
+    broker: Broker, tmp_path: Path, topic_prefix: str
+) -> None:
+    settings = demo_settings(
+        Settings(), bootstrap_servers=broker.bootstrap_servers, prefix=topic_prefix, data_dir=tmp_path
+    )
+    await create_topics(settings)
+    events = load_logged_events(first_rows(tmp_path, 3))
+    record = replay_experiment(events, 0)
+    narrator = Narrator(Console(file=io.StringIO()))
+    async with Publisher(settings) as publisher:
+        await publisher.publish("exposures", events.exposures)
+        stock = await take_stock(settings, [record], narrator)
+    assert len(stock.differences) == 6, "three trials in each of the two views"
+    assert all("counted nothing, oracle 1 trials" in line for line in stock.differences)
+    assert not stock.summary([record], 1.0).counts_equal_oracle
 
 
 @pytest.mark.slow
