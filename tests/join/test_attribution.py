@@ -158,9 +158,11 @@ def test_a_crossover_is_no_touch_for_steering() -> None:
 @pytest.mark.parametrize(("at", "n"), [(WINDOW - 1, 1), (WINDOW, 0)])
 def test_reporting_crossovers_lie_in_the_window(at: int, n: int) -> None:
     record = experiment(counting(trial_window="exposure"))
-    cells = count(shown(0, "x1", "a"), shown(at, "x2", "b"), of=record)
-    assert only(view(cells, "reporting"))[1].crossovers == n
-    assert all(cell.crossovers == 0 for cell in view(cells).values())
+    first, second = shown(0, "x1", "a"), shown(at, "x2", "b")
+    for events in ((first, second), (second, first)):
+        cells = count(*events, of=record)
+        assert only(view(cells, "reporting"))[1].crossovers == n
+        assert all(cell.crossovers == 0 for cell in view(cells).values())
 
 
 TOUCHES = (shown(0, "x1", "a"), shown(HOUR, "x2", "b"), shown(HOUR + 5, "x3", "b"))
@@ -323,6 +325,15 @@ def test_versions_split_a_trial_but_not_the_reporting_trial() -> None:
     assert {key.version for key, cell in view(cells).items() if cell.lags} == {1}
     key, cell = only(view(cells, "reporting"))
     assert (key.version, successes({key: cell})) == (1, 1)
+
+
+@pytest.mark.parametrize(("at", "credited"), [(HOUR - 1, {1}), (HOUR, set())])
+@pytest.mark.parametrize("changes", [{}, {"exposure_id": "x1"}, {"exposure_id": "unknown"}])
+def test_each_version_has_its_own_window(at: int, credited: set[int], changes: dict[str, str]) -> None:
+    longer = counting(2, effective_from_ms=T + 10 * HOUR, conversion_window_ms=5 * HOUR)
+    record = experiment(counting(1, conversion_window_ms=HOUR), longer)
+    cells = view(count(shown(0, "x1"), done(at, **changes), of=record))
+    assert {key.version for key, cell in cells.items() if cell.lags} == credited
 
 
 def test_the_newest_touch_in_reach_decides_the_rule() -> None:

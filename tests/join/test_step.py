@@ -15,6 +15,7 @@ from tests.join.test_attribution import (
     BOTH,
     CLICK,
     REVENUE,
+    WINDOW,
     T,
     counting,
     done,
@@ -546,6 +547,40 @@ def test_frozen_trials_go_on_earning_up_to_their_cap() -> None:
     _, cell = only(view(evicted.cells()))
     assert {lag: c.value_micros for lag, c in cell.lags.items()} == {0: 6_000_000, 40: 4_000_000}
     assert (cell.trials, cell.crossovers) == (1, 1)
+
+
+@pytest.mark.parametrize("trial_window", ["hour", "experiment", "exposure"])
+@pytest.mark.parametrize("window_ms", [10, WINDOW])
+@pytest.mark.parametrize(
+    "horizon", [0, 1, 5, 6, 9, 10, 11, 14, 15, 16, HOUR - 1, HOUR, WINDOW - 1, WINDOW, WINDOW + 4, WINDOW + 5]
+)
+def test_eviction_keeps_what_an_event_at_the_horizon_can_meet(
+    trial_window: str, window_ms: int, horizon: int
+) -> None:
+    record = experiment(counting(trial_window=trial_window, conversion_window_ms=window_ms))
+    kept = Partition([record])
+    evicted = Partition([record])
+    for partition in (kept, evicted):
+        partition.events(shown(0, "x1"), shown(3, "x2", "b"), shown(5, "x3"), done(6, "c1"))
+        advance(partition, T + horizon + LIMITS.grace_ms)
+        if partition is evicted:
+            partition.sweep()
+        partition.events(done(horizon, "c2"), shown(horizon, "x4", "c"), done(horizon + 1, "c3"))
+        partition.events(done(horizon, "c4", exposure_id="x1"))
+    assert evicted.cells() == kept.cells()
+    for state in evicted.units.values():
+        assert decode_unit(state).settled_ms <= T + horizon
+
+
+@pytest.mark.parametrize(
+    ("horizon", "n_events"), [(3, 4), (4, 3), (5, 3), (6, 2), (WINDOW, 2), (WINDOW + 4, 2), (WINDOW + 5, 0)]
+)
+def test_eviction_drops_what_no_event_can_meet(horizon: int, n_events: int) -> None:
+    partition = Partition([experiment()])
+    partition.events(shown(0, "x1"), shown(3, "x2", "b"), shown(5, "x3"), done(5, "c1"))
+    advance(partition, T + horizon + LIMITS.grace_ms)
+    partition.sweep()
+    assert decode_unit(partition.units[b"u"]).n_events == n_events
 
 
 def test_limits_are_named() -> None:
