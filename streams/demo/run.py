@@ -101,7 +101,7 @@ def _require_packages() -> None:
     missing = [name for name in _EXTRA_PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"the demo needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            f"the demo needs packages that are not installed: {' and '.join(missing)}",
             action="pip install 'bandit-streams[demo]'",
         )
 

@@ -110,7 +110,7 @@ def test_an_input_that_is_none_is_refused_before_anything_is_started(broker: Bro
 def test_missing_packages_are_named_before_anything_is_started(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("streams.demo.run.find_spec", lambda name: None)
+    monkeypatch.setattr("streams.demo.run.find_spec", {}.get)
     options = DemoOptions(
         parts=("replay",), input_file=DATA, bootstrap=None, days=1, seed=1, out_dir=tmp_path / "out"
     )
