@@ -75,6 +75,7 @@ class Join:
         self._forget(self._seen - set(active) - standby)
         self._seen = set(active) | standby
         for number in standby:
+            self._context.health.forget(f"partition-{number}")  # said by its owner, while that was here
             self._context.metrics.set_partition_state(number, PartitionState.STANDBY)
         for number, partition in active.items():
             await self._shards.settle(number)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aiokafka.errors import IllegalStateError
 from faust.types import TP
 
 from streams.agents.context import SOURCES, JoinContext
@@ -253,10 +254,16 @@ class PartitionRunner:
             self._chunks.get_nowait()
         self._set_busy(False)
         positions = self.partition.head.positions
-        with explained(self.name):
-            self._epochs = await self._context.consumer().seek_sources(
-                {tp: positions[topic] for topic, tp in self._tps.items()}
-            )
+        try:
+            with explained(self.name):
+                self._epochs = await self._context.consumer().seek_sources(
+                    {tp: positions[topic] for topic, tp in self._tps.items()}
+                )
+        except Stop as error:
+            # A rebalance may be through in the consumer's thread before anyone has told this task.
+            if isinstance(error.__cause__, IllegalStateError):
+                raise _Lost("the group has given the partition to another worker") from error
+            raise
         self._last_chunk_s = time.monotonic()
 
     # Processing

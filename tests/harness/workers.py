@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from streams.config import Settings
+from streams.embedded.probe import free_port
 
 READY_DEADLINE_S = 90.0
 POLL_S = 0.05
@@ -29,13 +29,6 @@ async def until(
         assert time.monotonic() < end, f"not within {deadline_s:g} s: {what}"
         await asyncio.sleep(poll_s)
     return value
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(settings: Settings) -> dict[str, str]:

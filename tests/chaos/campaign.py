@@ -1,0 +1,271 @@
+"""One run: start everything, let the nemesis work, heal, drain, check; keep what is needed if it failed."""
+
+import asyncio
+import contextlib
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from streams.config import Settings
+from streams.embedded.probe import HOST
+from tests.chaos import checks, nemesis
+from tests.chaos.crew import Crew, make_network
+from tests.chaos.schedule import N_WORKERS, Schedule
+from tests.chaos.shop import HOUR_S, Edge, Shop
+from tests.chaos.watch import JournalWatch, SourceWatch
+from tests.chaos.worker_faults import STOP_DEADLINE_S, may_mount
+from tests.chaos.world import World
+from tests.harness.installation import Installation, quick_settings
+from tests.harness.traffic import HOUR_MS, experiments
+from tests.harness.workers import until
+
+PARTITIONS = 4
+READY_BOUND_S = 90.0
+LAG_BOUND_S = 90.0
+START_S = 60.0
+
+
+class Report(Struct, kw_only=True):
+    """What a run found; ``failures`` maps each check that did not hold to what was wrong."""
+
+    seed: int
+    seconds: float
+    kinds: list[str]
+    standby_replicas: int
+    failures: dict[str, list[str]]
+    figures: dict[str, Any]
+    command: str
+    folder: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check held."""
+        return not self.failures
+
+
+def settings_of(bootstrap: str, schedule: Schedule, folder: Path) -> Settings:
+    """Settings of a run: everything short, so that it happens within minutes."""
+    return quick_settings(
+        bootstrap,
+        f"chaos-{schedule.seed}-",
+        folder,
+        partitions=PARTITIONS,
+        standby_replicas=schedule.standby_replicas,
+        definition_lead_ms=6_000,
+        sweep_interval_ms=5_000,
+        sweep_max_bytes=1 << 20,
+        unit_max_events=150,
+        stall_deadline_ms=30_000,
+        shutdown_deadline_ms=10_000,
+        recovery_deadline_ms=60_000,
+        allocation_max_age_ms=3 * 86_400_000,
+    )
+
+
+class Run:
+    """One run of a schedule in a folder of its own."""
+
+    def __init__(self, schedule: Schedule, folder: Path) -> None:
+        self.schedule = schedule
+        self.folder = folder
+        self.failures: dict[str, list[str]] = {}
+        self.figures: dict[str, Any] = {}
+        self._edge: Edge | None = None
+
+    async def run(self) -> Report:
+        """Do it; never raises for what goes wrong in the run itself."""
+        began_s = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.schedule.write(self.folder / "schedule.json")
+        network = make_network(self.folder / "kafka", N_WORKERS)
+        try:
+            await asyncio.to_thread(network.kafka.start)
+            await self._with_broker(network)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs into the report
+            self.failures["run"] = [f"{type(error).__name__}: {error}"]
+        finally:
+            network.kafka.resume()
+            await asyncio.to_thread(network.kafka.kill)
+        self.figures["wall_s"] = round(time.monotonic() - began_s, 1)
+        report = Report(
+            seed=self.schedule.seed,
+            seconds=self.schedule.seconds,
+            kinds=sorted({fault.kind for fault in self.schedule.faults}),
+            standby_replicas=self.schedule.standby_replicas,
+            failures=self.failures,
+            figures=self.figures,
+            command=f"{Path(sys.executable).name} -m tests.chaos --schedule {self.folder / 'schedule.json'}",
+            folder=str(self.folder),
+        )
+        checks.write_json(
+            self.folder / "report.json", {f: getattr(report, f) for f in report.__struct_fields__}
+        )
+        if report.ok:
+            shutil.rmtree(self.folder / "kafka", ignore_errors=True)
+        return report
+
+    async def _with_broker(self, network: Any) -> None:
+        settings = settings_of(network.kafka.bootstrap_servers, self.schedule, self.folder)
+        hours = self.schedule.seconds / HOUR_S
+        start_ms = (time.time_ns() // 1_000_000 // HOUR_MS - int(hours) - 60) * HOUR_MS
+        async with contextlib.AsyncExitStack() as stack:
+            installation = await stack.enter_async_context(Installation(settings))
+            crew = await stack.enter_async_context(Crew(settings, self.folder, network.proxies))
+            sources = await stack.enter_async_context(SourceWatch(settings))
+            journal = await stack.enter_async_context(JournalWatch(settings))
+            shop = Shop(installation, seed=self.schedule.seed, start_ms=start_ms, hours=hours)
+            definitions = {record.experiment_id: record for record in experiments(start_ms)}
+            await installation.define(definitions.values())
+            world = World(
+                self.folder, settings, network.kafka, crew, shop, installation, sources, journal, definitions
+            )
+            if any(fault.kind == "disk-full" for fault in self.schedule.faults) and may_mount():
+                crew.members[random.Random(self.schedule.seed).randrange(2)].mount_disk()
+            await self._live(world)
+            await self._check(world)
+
+    async def _live(self, world: World) -> None:
+        for member in world.crew.members[:2]:
+            member.start()
+        await asyncio.gather(*(m.handle.wait_ready(START_S) for m in world.crew.members[:2]))
+        self._edge = Edge(world.settings, world.shop, self.schedule.seed)
+        edge = asyncio.create_task(self._edge.run(), name="edge")
+        shop = asyncio.create_task(world.shop.run(), name="shop")
+        try:
+            world.began_s = time.monotonic()
+            await nemesis.run(world, self.schedule)
+            nemesis.heal(world)
+            world.shop.stop()
+            async with asyncio.timeout(60):
+                await shop
+        finally:
+            for task in (edge, shop):
+                task.cancel()
+            outcomes = await asyncio.gather(edge, shop, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                world.problems.append(f"harness: {type(outcome).__name__}: {outcome}")
+
+    async def _check(self, world: World) -> None:
+        settings, healed_s = world.settings, time.monotonic()
+        try:
+            await self._wait_drained(world)
+            self.figures["lag_zero_s"] = round(time.monotonic() - healed_s, 1)
+            await self._wait_ready(world)
+            self.figures["all_ready_s"] = round(time.monotonic() - healed_s, 1)
+        except AssertionError as error:
+            self._hold("healing", [str(error)])
+        skipped = world.journal.skipped()
+        rows = checks.rows_of(world.sources, skipped)
+        definitions = list(world.definitions.values())
+        expected = await checks.oracle(rows, definitions, world.journal, settings)
+        self._hold("counts", await checks.check_counts(settings, expected))
+        self._hold("verdicts", checks.check_rules(rows, definitions, world.journal, settings))
+        self._hold("account", checks.check_account(rows, world.journal))
+        self._hold("skips", self._skip_problems(world))
+        self._hold("dead letters", await checks.check_letters(settings, world.journal, world.sources))
+        self._hold("shutdown", await self._stop_all(world))
+        copies = {member.name: member.data_dir for member in world.crew.members}
+        self._hold("replay", await checks.check_replays(settings, world.journal, copies, expected))
+        self._hold("allocations", await checks.check_allocations(settings))
+        if self._edge is not None:
+            self._hold("edge", checks.check_edge(self._edge.versions))
+        self._hold("logs", checks.check_logs(sorted(self.folder.glob("w*.log"))))
+        self._hold("faults", world.problems)
+        self._hold("watch", [repr(f) for f in (world.sources.failure, world.journal.failure) if f])
+        self._figure(world, rows, skipped)
+
+    def _hold(self, name: str, problems: list[str]) -> None:
+        print(
+            f"  {'ok  ' if not problems else 'FAIL'} {name}" + "".join(f"\n       {p}" for p in problems[:8])
+        )
+        if problems:
+            self.failures[name] = problems[:200]
+
+    async def _wait_drained(self, world: World) -> None:
+        ends = await world.sources.ends()
+
+        async def drained() -> bool:
+            for failure in (world.sources.failure, world.journal.failure):
+                if failure is not None:
+                    raise AssertionError(f"the harness cannot follow: {failure!r}")
+            ends.update(await world.sources.ends())
+            return all(
+                world.journal.heads[tp.partition].positions.get(world.sources.topics[tp.topic], 0) >= end
+                and world.sources.read_to[tp] >= min(end, world.sources.read_to[tp] + 1 if end else 0)
+                for tp, end in ends.items()
+            )
+
+        try:
+            await until(drained, deadline_s=LAG_BOUND_S, what="lag is zero", poll_s=0.5)
+        except AssertionError as error:
+            where = {n: (head.owner, dict(head.positions)) for n, head in world.journal.heads.items()}
+            tails = "\n".join(member.handle.tail(6) for member in world.crew.members)
+            raise AssertionError(f"{error}; ends {ends}; journals {where}\n{tails}") from None
+
+    async def _wait_ready(self, world: World) -> None:
+        for member in world.crew.running():
+            await member.handle.wait_ready(READY_BOUND_S)
+
+    async def _stop_all(self, world: World) -> list[str]:
+        problems, slowest_s = [], 0.0
+        for member in world.crew.members:
+            async with member.lock:
+                member.wanted = False
+                if not member.handle.running:
+                    continue
+                began_s = time.monotonic()
+                try:
+                    status = await member.handle.stop(STOP_DEADLINE_S)
+                except AssertionError as error:
+                    problems.append(str(error))
+                    continue
+                slowest_s = max(slowest_s, time.monotonic() - began_s)
+                if status != 0:
+                    problems.append(f"{member.name}: status {status}\n{member.handle.tail(5)}")
+        self.figures["slowest_stop_s"] = round(slowest_s, 2)
+        # What owners wrote while they stopped is wanted too.
+        ends = await world.journal.ends()
+
+        async def followed() -> bool:
+            return all(world.journal.heads[tp.partition].journal_offset >= end for tp, end in ends.items())
+
+        try:
+            await until(followed, deadline_s=20, what="the journals are followed to their ends")
+        except AssertionError as error:
+            problems.append(str(error))
+        return problems
+
+    @staticmethod
+    def _skip_problems(world: World) -> list[str]:
+        """Nothing was skipped but what was deleted."""
+        return [
+            f"{topic}[{number}]: skipped up to {skip.next}, deleted below"
+            f" {world.deleted_below.get((topic, number), 0)}"
+            for (topic, number), skips in world.journal.skips.items()
+            for skip in skips
+            if skip.next > world.deleted_below.get((topic, number), 0)
+        ]
+
+    def _figure(self, world: World, rows: checks.Rows, skipped: set[Any]) -> None:
+        edge = self._edge
+        self.figures |= {
+            "events": sum(len(each) for each in rows.values()),
+            "skipped": len([position for position in skipped if position in world.sources.records]),
+            "faults": len(self.schedule.faults),
+            "claims": world.journal.n_claims,
+            "ignored_journal_records": dict(world.journal.ignored),
+            "sweeps": sum(world.journal.n_sweeps.values()),
+            "missed_journal_records": world.journal.n_missed,
+            "verdicts": len(world.journal.verdicts),
+            "edge_decisions": edge.n_decisions if edge else 0,
+            "edge_versions": {k: len(v) for k, v in edge.versions.items()} if edge else {},
+            "workers_ended_by_themselves": [tuple(each) for each in world.crew.ended],
+            "events_log": world.events,
+            "broker": f"{HOST}, one node",
+        }
