@@ -46,7 +46,8 @@ GOLDEN = (
     '"boundary_ms":18000000,"computed_at_ms":18000123,"algorithm":"thompson","seed":9223372036854775807,'
     '"definition_version":1,"definition_revision":2,"status":"live","sticky":"unit","control":"a",'
     '"default_arm":"a","comparison":0.1,"holdout":0.0,"arms":[{"arm_id":"a","status":"active",'
-    '"weight":0.81,"assignment_weight":0.9,"selection_probability":0.81,"probability_best":1e-12,"mean":0.30000000000000004,'
+    '"weight":0.81,"assignment_weight":0.9,'
+    '"selection_probability":0.81,"probability_best":1e-12,"mean":0.30000000000000004,'
     '"interval":[0.0,1.0],"trials":1180591620717411303424,"successes":3}],"segments":{},"state":"trained",'
     '"inputs":{"a":{"b":null,"y":1.5},"z":1}}'
 ).encode()
