@@ -19,7 +19,7 @@ from streams.deadletters import (
     marker_headers,
     to_headers,
 )
-from streams.errors import DeadLetterReason, RecordError
+from streams.errors import BrokerUnavailable, DeadLetterReason, RecordError
 from streams.log_reader import LogReader
 from streams.metrics import DEAD_LETTER_REASONS
 from streams.partitioning import partition_of
@@ -376,6 +376,14 @@ def test_commands_list_dry_run_and_replay(
     assert cli.main([*args, "--yes"]) == 0
     assert "replayed before: 2" in capsys.readouterr().out
     assert len(asyncio.run(source_records(settings, exposures))) == 2
+
+
+async def test_no_broker_is_a_clear_error_for_reader_and_producer() -> None:
+    nowhere = Settings(bootstrap_servers="localhost:1")
+    with pytest.raises(BrokerUnavailable):
+        await DeadLetterProducer(nowhere).start()
+    with pytest.raises(BrokerUnavailable):
+        await LogReader(nowhere).__aenter__()
 
 
 def test_a_time_that_is_none_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

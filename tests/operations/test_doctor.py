@@ -16,16 +16,20 @@ from streams import cli
 from streams.allocations import Allocation, ArmAllocation, encode_allocation
 from streams.commands.doctor import to_text
 from streams.config import Settings
+from streams.connection import Offer
 from streams.counts import CountsKey, Order, ProgressRecord, encode_key, encode_progress
 from streams.deadletters import DeadLetter, DeadLetterProducer
-from streams.doctor import Finding, Level, diagnose
+from streams.doctor import Context, Finding, Level, _run, diagnose
+from streams.doctor.broker import _missing_apis
 from streams.doctor.producers import _fnv1a
 from streams.doctor.publishing import REASON_ACTIONS
+from streams.errors import BrokerUnavailable
 from streams.experiments.definition import Arm, Counting, ExperimentRecord, Reward
 from streams.join.step import REROUTED_HEADER
+from streams.log_reader import LogReader
 from streams.metrics import DEAD_LETTER_REASONS
 from streams.partitioning import partition_of
-from streams.state.journal import BatchRecord, Claim, encode
+from streams.state.journal import BatchRecord, Claim, Head, SweepRecord, encode
 from streams.topics import create_topics
 
 pytestmark = pytest.mark.integration
@@ -290,6 +294,24 @@ async def test_a_topic_quiet_for_long_is_found_further_back_in_the_journal(
     assert "0 records still to count" in (await only(settings, "counting")).what
 
 
+async def test_a_sweep_says_where_a_partition_stands(settings: Settings, producer: Any) -> None:
+    await put_event(settings, producer, "u1")
+    partition, at_ms = partition_of(b"u1", 4), now_ms()
+    topic = settings.topic("journal")
+    claim = Claim(owner="worker-a", generation=1, written_at_ms=at_ms, journal_id=at_ms)
+    at = await producer.send_and_wait(topic, encode(claim), partition=partition)
+    head = Head(owner="worker-a", positions={"exposures": 1, "conversions": 0}, maxima={"exposures": at_ms})
+    for seq, cursor in enumerate((b"", b"m"), 1):
+        sweep = SweepRecord(
+            journal_id=at_ms, claim=at.offset, seq=seq, head=head if seq == 1 else None, last=seq == 2,
+            from_key=cursor, to_key=b"m", pending=0, dead_letters_through=0, written_at_ms=at_ms,
+        )  # fmt: skip
+        await producer.send_and_wait(topic, encode(sweep), partition=partition)
+    finding = await only(settings, "counting")  # 0 records wait: the position is that of the sweep's head
+    assert (finding.level, finding.where) == (Level.WARN, f"partition {partition}")
+    assert finding.what.startswith("conversions has no record yet")
+
+
 async def test_counts_that_are_not_published(settings: Settings, producer: Any) -> None:
     at_ms = now_ms()
     await put_journal(settings, producer, 0, exposures=0, at_ms=at_ms)
@@ -373,6 +395,31 @@ async def test_dead_letters_of_the_last_hour_by_reason(settings: Settings) -> No
         await dead_letters.mark_replayed(letters, now_ms())
     assert (await only(settings, "dead-letters")).level is Level.OK
     assert (await only(settings, "dead-letters", at_ms=now_ms() + 2 * HOUR_MS)).level is Level.OK
+
+
+async def test_a_check_that_fails_is_a_finding_and_not_the_end() -> None:
+    async def away(_context: Context) -> list[Finding]:
+        raise BrokerUnavailable("no answer", where="broker a:1", action="start it")
+
+    async def broken(_context: Context) -> list[Finding]:
+        raise OSError("disk on fire")
+
+    context = Context(Settings(), LogReader(Settings()), now_ms, {})
+    assert await _run("topics", away, context) == [
+        Finding(Level.FAIL, "topics", "no answer", "broker a:1", "start it")
+    ]
+    (finding,) = await _run("topics", broken, context)
+    assert "the check itself failed" in finding.what
+    assert "disk on fire" in finding.what
+
+
+def test_a_broker_that_cannot_do_what_is_needed() -> None:
+    complete = {0: (3, 11), 1: (4, 16), 11: (2, 9), 19: (1, 7), 21: (0, 2), 22: (0, 5), 32: (1, 4)}
+    assert _missing_apis(Offer("a", 1, complete), "broker a:1") == []
+    old = {**complete, 0: (0, 2)}
+    del old[21]
+    (finding,) = _missing_apis(Offer("a", 1, old), "broker a:1")
+    assert finding.what == "does not offer Produce, DeleteRecords in the version needed"
 
 
 def test_every_reason_has_an_advice() -> None:
