@@ -67,21 +67,25 @@ class _Progress:
         self.observed_s = now_s
         self.fresh_s: float | None = None
         self.answer: _Answer | None = None
+        self.quiet = False  # no round since the answer was first seen brought records
 
     def observe(self, *, position: int, answer: _Answer | None, had_records: bool, now_s: float) -> None:
         """Take in one round of polling.
 
-        An answer that the last round did not see came after that round, so that round's time is a safe lower
-        bound of when. It proves the view complete up to the end it reports if the position is there. Where
-        compaction has removed the last records the position never gets there: then the answer before it is
-        proof, if this round, which would have delivered that answer's records, brought none.
-        """
+        An answer that the last round did not see came after that round, so that round's time is a safe
+        lower bound of when. It proves the view complete up to the end it reports if the position is there.
+        Where compaction has removed the last records the position never gets there: then the answer before
+        it is proof, if neither the round that first saw it nor this one, which would have delivered its
+        records, brought any. (An answer may arrive right after a round's records were taken; so one round
+        is not enough.) """
         self.complete = max(self.complete, position)
         if answer is not None and answer != self.answer:
-            if self.answer is not None and not had_records and position == self.read:
+            if self.answer is not None and self.quiet and not had_records and position == self.read:
                 self.complete = max(self.complete, self.answer.end)
+            self.quiet = True
             if self.complete >= answer.end:
                 self.fresh_s = self.observed_s
+        self.quiet = self.quiet and not had_records
         self.read = position
         self.answer = answer
         self.observed_s = now_s

@@ -213,3 +213,25 @@ async def test_no_broker_is_said(unused_tcp_port: int) -> None:
     view = CompactedView(settings, "experiments", decode_key=decode_key, decode_value=decode_value)
     with pytest.raises(BrokerUnavailable, match="doctor"):
         await view.start()
+
+
+class TestProgress:
+    """When a partition counts as read to an end; answers are (broker time, end of the log)."""
+
+    def test_an_answer_that_lands_after_the_records_were_taken_proves_nothing(self) -> None:
+        progress = _Progress(0, 0.0)
+        progress.observe(position=6, answer=_Answer(1, 10), had_records=True, now_s=1.0)  # a part of the log
+        progress.observe(
+            position=6, answer=_Answer(2, 10), had_records=False, now_s=2.0
+        )  # the rest has just come
+        assert progress.complete == 6
+        progress.observe(position=10, answer=_Answer(3, 10), had_records=True, now_s=3.0)
+        assert progress.complete == 10
+
+    def test_an_end_without_records_is_reached_after_two_rounds_without_any(self) -> None:
+        progress = _Progress(6, 0.0)
+        progress.observe(position=6, answer=_Answer(1, 10), had_records=False, now_s=1.0)
+        assert progress.complete == 6
+        progress.observe(position=6, answer=_Answer(2, 10), had_records=False, now_s=2.0)
+        assert progress.complete == 10
+        assert progress.fresh_s == 1.0
