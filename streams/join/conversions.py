@@ -5,7 +5,7 @@ The usual conversion is later than the others of its unit: then it adds to what 
 is all. Any other one is counted as the difference of all that open conversions earn after and before. Tests
 hold the first way to the second.
 
-Cost: about 3 us for the only conversion of a unit with one trial; O(n log n) for the n events of the unit.
+Cost: some 5 us for each block that a conversion is counted in; O(n log n) for the n events of the unit.
 """
 
 from collections.abc import Sequence

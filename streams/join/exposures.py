@@ -6,7 +6,7 @@ crossover, in each view. If it has a conversion in reach, what the block's conve
 difference, after less before; if it displaces a first exposure, so is all that the block contributes. Tests
 hold the shorter ways to the pure function.
 
-Cost: about 4 us for an exposure in the usual case, its unit's decoding and encoding included; O(n log n) for
+Cost: some 5 us for an exposure in the usual case, its unit's decoding and encoding included; O(n log n) for
 the n events of the block in the others.
 """
 

@@ -91,22 +91,19 @@ class Reading:
         self.other_levels: dict[str, int] = {}
         self._misplaced: dict[bytes, bool] = {}
 
-    def floor_ms(self) -> int:
-        """Least timestamp that is not late now."""
-        return self.maximum_ms - self.limits.grace_ms
-
     def read_exposures(self, records: Sequence[SourceRecord]) -> None:
         """Read a batch of the topic ``exposures``."""
         plans = self.definitions.plans
         groups = self.exposures
         ahead_ms = self.limits.max_ahead_ms
-        floor_ms = self.floor_ms()
+        grace_ms = self.limits.grace_ms
+        maximum_ms = self.maximum_ms
         for record in records:
             offset, key, value, append_ms, headers = record
             if not value or headers:
                 value = self._value_of(record)
-                floor_ms = self.floor_ms()
                 if value is None:
+                    maximum_ms = self.maximum_ms
                     continue
             try:
                 event = decode_exposure(value)
@@ -119,10 +116,9 @@ class Reading:
             ms = event.timestamp
             if not isinstance(ms, int):
                 ms = timestamp_ms(event)
-            before_ms = floor_ms
-            if ms > self.maximum_ms and ms <= append_ms + ahead_ms:
-                self.maximum_ms = ms
-                floor_ms = self.floor_ms()
+            floor_ms = maximum_ms - grace_ms
+            if maximum_ms < ms <= append_ms + ahead_ms:
+                self.maximum_ms = maximum_ms = ms
             elif ms < floor_ms or ms > append_ms + ahead_ms:
                 self._refuse_time(record, unit, ms)
                 continue
@@ -145,7 +141,7 @@ class Reading:
             segment = self._segment(plan, version, event) if version.has_features else ""
             allocation = NO_ALLOCATION if event.allocation_version is None else event.allocation_version
             exposure_id = event.exposure_id
-            item = (offset, before_ms, plan, version, ms, exposure_id, arm, segment, group, allocation)
+            item = (offset, floor_ms, plan, version, ms, exposure_id, arm, segment, group, allocation)
             if unit in groups:
                 groups[unit].append(item)
             else:
@@ -155,13 +151,14 @@ class Reading:
         """Read a batch of the topic ``conversions``."""
         groups = self.conversions
         ahead_ms = self.limits.max_ahead_ms
-        floor_ms = self.floor_ms()
+        grace_ms = self.limits.grace_ms
+        maximum_ms = self.maximum_ms
         for record in records:
             offset, key, value, append_ms, headers = record
             if not value or headers:
                 value = self._value_of(record)
-                floor_ms = self.floor_ms()
                 if value is None:
+                    maximum_ms = self.maximum_ms
                     continue
             try:
                 event = decode_conversion(value)
@@ -174,10 +171,9 @@ class Reading:
             ms = event.timestamp
             if not isinstance(ms, int):
                 ms = timestamp_ms(event)
-            before_ms = floor_ms
-            if ms > self.maximum_ms and ms <= append_ms + ahead_ms:
-                self.maximum_ms = ms
-                floor_ms = self.floor_ms()
+            floor_ms = maximum_ms - grace_ms
+            if maximum_ms < ms <= append_ms + ahead_ms:
+                self.maximum_ms = maximum_ms = ms
             elif ms < floor_ms or ms > append_ms + ahead_ms:
                 self._refuse_time(record, unit, ms)
                 continue
@@ -196,7 +192,7 @@ class Reading:
                 event.experiment_id,
                 event.exposure_id,
             )
-            item = (offset, before_ms, conversion)
+            item = (offset, floor_ms, conversion)
             if unit in groups:
                 groups[unit].append(item)
             else:
