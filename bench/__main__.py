@@ -1,0 +1,231 @@
+"""``python -m bench``: the join of this product beside other engines, on the same work in the same run.
+
+Starts a broker on one core, produces the work once, runs each contestant alone on the other core, compares
+what it counted with the oracle, and prints a table; ``--json`` prints one document a contestant instead.
+Exits with 1 if a contestant counted wrongly or crashed, never because of time.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench.aiokafka_reader import AiokafkaReader
+from bench.contestant import BROKER_CORE, Arena, Contestant, Run, Unavailable, can_pin, on_core
+from bench.product import BanditStreams, define, settings_of
+from bench.workload import Counts, Workload, expected, produce
+from streams.embedded import EmbeddedKafka
+
+PREFIX = "bench-"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sizes = Workload()
+    parser.add_argument("--exposures", type=int, default=sizes.exposures)
+    parser.add_argument("--units", type=int, default=sizes.units)
+    parser.add_argument("--experiments", type=int, default=sizes.experiments)
+    parser.add_argument("--arms", type=int, default=sizes.arms)
+    parser.add_argument("--converting", type=float, default=sizes.converting, help="share of exposures")
+    parser.add_argument("--window-hours", type=float, default=1.0, help="conversion window")
+    parser.add_argument("--span-hours", type=int, default=sizes.span_hours)
+    parser.add_argument("--partitions", type=int, default=sizes.partitions)
+    parser.add_argument("--seed", type=int, default=sizes.seed)
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each contestant; the best is shown")
+    parser.add_argument(
+        "--contestants", default=",".join(contestants()), help="some of: %(default)s; by comma"
+    )
+    parser.add_argument("--deadline", type=float, default=1800.0, help="seconds that one run may take")
+    parser.add_argument("--profile", type=Path, help="py-spy the product's worker into this file (raw)")
+    parser.add_argument("--json", action="store_true", help="one JSON document a contestant")
+    options = parser.parse_args(arguments)
+    unknown = set(options.contestants.split(",")) - set(contestants())
+    if unknown:
+        parser.error(
+            f"no such contestant: {', '.join(sorted(unknown))}; there are {', '.join(contestants())}"
+        )
+    return options
+
+
+def contestants(profile: Path | None = None) -> dict[str, Contestant]:
+    """All contestants by name, in the order in which they run."""
+    found: list[Contestant] = [AiokafkaReader(), BanditStreams(profile=profile)]
+    return {each.name: each for each in found}
+
+
+def work_of(options: argparse.Namespace) -> Workload:
+    """Workload of the options; its last event is at least two hours old."""
+    return Workload(
+        exposures=options.exposures,
+        units=options.units,
+        experiments=options.experiments,
+        arms=options.arms,
+        converting=options.converting,
+        window_ms=round(options.window_hours * 3_600_000),
+        span_hours=options.span_hours,
+        partitions=options.partitions,
+        seed=options.seed,
+        end_ms=time.time_ns() // 1_000_000,
+    )
+
+
+def difference(counted: Counts, wanted: Counts) -> str | None:
+    """Say how counts differ from the oracle's; None if they do not."""
+    wrong = [key for key in counted.keys() | wanted.keys() if counted.get(key) != wanted.get(key)]
+    if not wrong:
+        return None
+    key = min(wrong)
+    return f"{len(wrong)} cells are wrong, e.g. {key}: {counted.get(key)} instead of {wanted.get(key)}"
+
+
+def document(name: str, arena: Arena, runs: list[Run], best_reader_s: float | None) -> dict[str, Any]:
+    """Figures of a contestant's best run, and whether all were exact."""
+    best = min(runs, key=lambda run: run.seconds)
+    n = arena.n_events
+    return {
+        "name": name,
+        "events": n,
+        "events_per_s": round(n / best.seconds),
+        "events_per_cpu_s": round(n / best.cpu_seconds) if best.cpu_seconds else None,
+        "cpu_s_per_million": round(1e6 * best.cpu_seconds / n, 2),
+        "ratio_to_aiokafka": None if best_reader_s is None else round(best_reader_s / best.seconds, 3),
+        "peak_mib": round(best.peak_bytes / 2**20),
+        "state_bytes_per_event": round(best.state_bytes / n, 1),
+        "journal_bytes_per_event": round(best.journal_bytes / n, 1),
+        "journal_disk_bytes_per_event": round(best.journal_disk_bytes / n, 1),
+        "runs_s": [round(run.seconds, 2) for run in runs],
+    }
+
+
+async def compete(options: argparse.Namespace, arena: Arena, wanted: Counts) -> list[dict[str, Any]]:
+    """Run the contestants one after the other, each as often as asked for."""
+    documents: list[dict[str, Any]] = []
+    best_reader_s: float | None = None
+    for name, contestant in contestants(options.profile).items():
+        if name not in options.contestants.split(","):
+            continue
+        runs: list[Run] = []
+        try:
+            for number in range(options.repeat):
+                runs.append(await contestant.run(arena, number))
+                report(f"{name}: {arena.n_events / runs[-1].seconds:,.0f} events/s")
+        except Unavailable as reason:
+            report(f"{name}: left out: {reason}")
+            continue
+        if name == "aiokafka":
+            best_reader_s = min(run.seconds for run in runs)
+        found = document(name, arena, runs, best_reader_s)
+        wrong = [text for run in runs if run.counts is not None and (text := difference(run.counts, wanted))]
+        found["exact"] = None if runs[0].counts is None else not wrong
+        found["wrong"] = wrong
+        found["settings"] = contestant.settings
+        documents.append(found)
+    return documents
+
+
+def report(line: str) -> None:
+    """Say what goes on, beside the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+COLUMNS: Mapping[str, str] = {
+    "name": "contestant",
+    "events_per_s": "events/s",
+    "ratio_to_aiokafka": "of aiokafka",
+    "cpu_s_per_million": "CPU s/million",
+    "peak_mib": "peak MiB",
+    "state_bytes_per_event": "state B/event",
+    "journal_bytes_per_event": "journal B/event",
+    "journal_disk_bytes_per_event": "on disk",
+    "exact": "exact",
+}
+
+
+def table(documents: list[dict[str, Any]]) -> str:
+    """Markdown table of the figures, and the settings below it."""
+    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|---" * len(COLUMNS) + "|"]
+    for each in documents:
+        cells = [
+            "–"
+            if each[name] is None
+            else f"{each[name]:,}"
+            if isinstance(each[name], int) and not isinstance(each[name], bool)
+            else str(each[name])
+            for name in COLUMNS
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", *(f"- {each['name']}: {each['settings']}" for each in documents)]
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """Cores, system and versions, for the head of the table."""
+    found = Path("/proc/cpuinfo")
+    model = (
+        next(
+            (
+                line.partition(":")[2].strip()
+                for line in found.read_text().splitlines()
+                if "model name" in line
+            ),
+            platform.processor(),
+        )
+        if found.exists()
+        else platform.processor()
+    )
+    packages = ", ".join(f"{name} {version(name)}" for name in ("aiokafka", "msgspec", "rocksdict"))
+    return (
+        f"{os.cpu_count()} x {model}, {platform.system()}, Python {platform.python_version()}, {packages}; "
+        f"{'broker and contestant each on a core of its own' if can_pin() else 'nothing pinned'}"
+    )
+
+
+async def main_async(options: argparse.Namespace, bootstrap: str, folder: Path) -> list[dict[str, Any]]:
+    """Produce the work, and let the contestants run."""
+    work = work_of(options)
+    settings = settings_of(bootstrap, PREFIX, work.partitions)
+    await define(settings, work)
+    topics = {topic: settings.topic(topic) for topic in ("exposures", "conversions")}
+    began_s = time.monotonic()
+    n_events = await produce(work, bootstrap, topics)
+    report(f"{n_events:,} events produced in {time.monotonic() - began_s:.0f} s")
+    n_expected, wanted = expected(work)
+    if n_expected != n_events:
+        raise SystemExit(f"produced {n_events} events, the oracle has {n_expected}")
+    arena = Arena(bootstrap, topics, work, n_events, folder, folder / "kafka", PREFIX, options.deadline)
+    return await compete(options, arena, wanted)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; returns the exit status."""
+    options = parse(arguments)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bandit-bench-")))
+        stack.enter_context(on_core(BROKER_CORE))
+        broker = stack.enter_context(EmbeddedKafka(folder / "kafka", heap_mb=1024, report=report))
+        documents = asyncio.run(main_async(options, broker.bootstrap_servers, folder))
+    if options.json:
+        for each in documents:
+            print(json.dumps(each))
+    else:
+        print(f"{machine()}\n\n{table(documents)}")
+    wrong = [f"{each['name']}: {text}" for each in documents for text in each["wrong"]]
+    for line in wrong:
+        report(line)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
