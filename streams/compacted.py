@@ -27,6 +27,7 @@ from aiokafka.errors import KafkaError
 
 from streams.config import Settings, TopicName
 from streams.errors import BrokerUnavailable, DeadlineExceeded, RecordError
+from streams.read_progress import ReadProgress, last_answer
 from streams.topics import CHECK_COMMAND, topic_specs
 
 K = TypeVar("K")
@@ -46,49 +47,6 @@ class ViewStatistics(NamedTuple):
     revision: int
     problems: int
     age_ms: float
-
-
-class _Answer(NamedTuple):
-    """A fetch response as the consumer remembers it: its time, and the end of the log that it reported."""
-
-    timestamp_ms: int
-    end: int
-
-
-class _Progress:
-    """How far one partition is known.
-
-    ``read`` is the consumer's position; everything below ``complete`` has been applied or no longer exists.
-    """
-
-    def __init__(self, position: int, now_s: float) -> None:
-        self.read = position
-        self.complete = position
-        self.observed_s = now_s
-        self.fresh_s: float | None = None
-        self.answer: _Answer | None = None
-        self.quiet = False  # no round since the answer was first seen brought records
-
-    def observe(self, *, position: int, answer: _Answer | None, had_records: bool, now_s: float) -> None:
-        """Take in one round of polling.
-
-        An answer that the last round did not see came after that round, so that round's time is a safe
-        lower bound of when. It proves the view complete up to the end it reports if the position is there.
-        Where compaction has removed the last records the position never gets there: then the answer before
-        it is proof, if neither the round that first saw it nor this one, which would have delivered its
-        records, brought any. (An answer may arrive right after a round's records were taken; so one round
-        is not enough.) """
-        self.complete = max(self.complete, position)
-        if answer is not None and answer != self.answer:
-            if self.answer is not None and self.quiet and not had_records and position == self.read:
-                self.complete = max(self.complete, self.answer.end)
-            self.quiet = True
-            if self.complete >= answer.end:
-                self.fresh_s = self.observed_s
-        self.quiet = self.quiet and not had_records
-        self.read = position
-        self.answer = answer
-        self.observed_s = now_s
 
 
 class CompactedView(Generic[K, V]):
@@ -137,7 +95,7 @@ class CompactedView(Generic[K, V]):
         self._partitions = [TopicPartition(self.topic, partition) for partition in partitions]
         self._consumer: AIOKafkaConsumer | None = None
         self._task: asyncio.Task[None] | None = None
-        self._progress: dict[TopicPartition, _Progress] = {}
+        self._progress: dict[TopicPartition, ReadProgress] = {}
         self._entries: dict[K, V] = {}
         self._partition_of: dict[K, TopicPartition] = {}
         self._problems: dict[tuple[TopicPartition, bytes], str] = {}
@@ -174,7 +132,7 @@ class CompactedView(Generic[K, V]):
                 self._consumer.assign(self._partitions)
                 for partition in self._partitions:
                     position = await self._consumer.position(partition)
-                    self._progress[partition] = _Progress(position, self._monotonic())
+                    self._progress[partition] = ReadProgress(position, self._monotonic())
                 self._task = asyncio.create_task(self._follow(), name=f"view of {self.topic}")
                 await self._reach_end()
         except TimeoutError as error:
@@ -334,10 +292,9 @@ class CompactedView(Generic[K, V]):
             had_records = bool(batches.get(partition))
             if position < self._progress[partition].read and not had_records:
                 self._forget(partition, changes)
-            timestamp_ms, end = consumer.last_poll_timestamp(partition), consumer.highwater(partition)
             self._progress[partition].observe(
                 position=position,
-                answer=_Answer(timestamp_ms, end) if timestamp_ms is not None and end is not None else None,
+                answer=last_answer(consumer, partition),
                 had_records=had_records,
                 now_s=self._monotonic(),
             )
@@ -381,7 +338,7 @@ class CompactedView(Generic[K, V]):
         for problem in [problem for problem in self._problems if problem[0] == partition]:
             del self._problems[problem]
         self._snapshot = None
-        self._progress[partition] = _Progress(0, self._monotonic())
+        self._progress[partition] = ReadProgress(0, self._monotonic())
 
     def _notify(self, changes: Mapping[K, V | None]) -> None:
         for callback in self._callbacks:

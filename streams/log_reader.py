@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from streams.config import Settings
 from streams.connection import explain
 from streams.errors import BrokerUnavailable, DeadlineExceeded, TopicsMismatch
+from streams.read_progress import ReadProgress, last_answer
 from streams.topics import admin_client
 
 __all__ = ["LogReader", "Record", "Span"]
@@ -149,6 +150,7 @@ class LogReader:
 
     async def _until(self, open_ends: dict[TopicPartition, int]) -> AsyncIterator[Record]:
         progress_s = time.monotonic()
+        progress = {tp: ReadProgress(await self._consumer.position(tp), progress_s) for tp in open_ends}
         while open_ends:
             batches = await self._consumer.getmany(*open_ends, timeout_ms=POLL_MS)
             if batches:
@@ -164,8 +166,14 @@ class LogReader:
                     if record.offset < open_ends[tp]:
                         yield record
             for tp, end in list(open_ends.items()):
-                # The position, not the last record's offset: a log may end in offsets that hold no record.
-                if await self._consumer.position(tp) >= end:
+                # Not the last record's offset: a log may end in offsets that hold no record.
+                progress[tp].observe(
+                    position=await self._consumer.position(tp),
+                    answer=last_answer(self._consumer, tp),
+                    had_records=bool(batches.get(tp)),
+                    now_s=time.monotonic(),
+                )
+                if progress[tp].complete >= end:
                     del open_ends[tp]
 
     async def _at_time(

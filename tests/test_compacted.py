@@ -6,19 +6,20 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from streams.compacted import CompactedView, _Answer, _Progress
+from streams.compacted import CompactedView
 from streams.config import Settings
 from streams.embedded import Broker
 from streams.errors import BrokerUnavailable, DeadlineExceeded, RecordError
+from streams.read_progress import FetchAnswer, ReadProgress
 from streams.topics import admin_client, create_topics
 
 
-def answer(timestamp_ms: int, end: int) -> _Answer:
-    return _Answer(timestamp_ms, end)
+def answer(timestamp_ms: int, end: int) -> FetchAnswer:
+    return FetchAnswer(timestamp_ms, end)
 
 
 def test_fresh_from_the_round_before_the_answer_was_seen() -> None:
-    progress = _Progress(0, now_s=10.0)
+    progress = ReadProgress(0, now_s=10.0)
     progress.observe(position=5, answer=answer(1, 5), had_records=True, now_s=11.0)
     assert (progress.complete, progress.fresh_s) == (5, 10.0)
     progress.observe(position=5, answer=answer(2, 5), had_records=False, now_s=12.0)
@@ -26,7 +27,7 @@ def test_fresh_from_the_round_before_the_answer_was_seen() -> None:
 
 
 def test_polling_without_an_answer_does_not_refresh() -> None:
-    progress = _Progress(0, now_s=10.0)
+    progress = ReadProgress(0, now_s=10.0)
     progress.observe(position=5, answer=answer(1, 5), had_records=True, now_s=11.0)
     for now_s in (20.0, 30.0, 40.0):
         progress.observe(position=5, answer=answer(1, 5), had_records=False, now_s=now_s)
@@ -34,7 +35,7 @@ def test_polling_without_an_answer_does_not_refresh() -> None:
 
 
 def test_lag_is_not_fresh() -> None:
-    progress = _Progress(0, now_s=10.0)
+    progress = ReadProgress(0, now_s=10.0)
     progress.observe(position=5, answer=answer(1, 9), had_records=True, now_s=11.0)
     assert (progress.complete, progress.fresh_s) == (5, None)
     # The answer that reported 9 still held records for this round: it proves nothing by itself.
@@ -43,7 +44,7 @@ def test_lag_is_not_fresh() -> None:
 
 
 def test_records_removed_at_the_end_of_the_log_do_not_hold_it_up() -> None:
-    progress = _Progress(5, now_s=10.0)
+    progress = ReadProgress(5, now_s=10.0)
     progress.observe(position=5, answer=answer(1, 9), had_records=False, now_s=11.0)
     assert progress.complete == 5
     progress.observe(position=5, answer=answer(2, 9), had_records=False, now_s=12.0)
@@ -219,19 +220,21 @@ class TestProgress:
     """When a partition counts as read to an end; answers are (broker time, end of the log)."""
 
     def test_an_answer_that_lands_after_the_records_were_taken_proves_nothing(self) -> None:
-        progress = _Progress(0, 0.0)
-        progress.observe(position=6, answer=_Answer(1, 10), had_records=True, now_s=1.0)  # a part of the log
+        progress = ReadProgress(0, 0.0)
         progress.observe(
-            position=6, answer=_Answer(2, 10), had_records=False, now_s=2.0
+            position=6, answer=FetchAnswer(1, 10), had_records=True, now_s=1.0
+        )  # a part of the log
+        progress.observe(
+            position=6, answer=FetchAnswer(2, 10), had_records=False, now_s=2.0
         )  # the rest has just come
         assert progress.complete == 6
-        progress.observe(position=10, answer=_Answer(3, 10), had_records=True, now_s=3.0)
+        progress.observe(position=10, answer=FetchAnswer(3, 10), had_records=True, now_s=3.0)
         assert progress.complete == 10
 
     def test_an_end_without_records_is_reached_after_two_rounds_without_any(self) -> None:
-        progress = _Progress(6, 0.0)
-        progress.observe(position=6, answer=_Answer(1, 10), had_records=False, now_s=1.0)
+        progress = ReadProgress(6, 0.0)
+        progress.observe(position=6, answer=FetchAnswer(1, 10), had_records=False, now_s=1.0)
         assert progress.complete == 6
-        progress.observe(position=6, answer=_Answer(2, 10), had_records=False, now_s=2.0)
+        progress.observe(position=6, answer=FetchAnswer(2, 10), had_records=False, now_s=2.0)
         assert progress.complete == 10
         assert progress.fresh_s == 1.0
