@@ -1,6 +1,6 @@
 """When a partition counts as read to an end, by what the broker's fetch answers prove.
 
-A position at the end is proof; where compaction or retention has removed the last records it never gets there.
+A position at the end is proof; where the last records have been removed (compaction) it never gets there.
 Cost: O(1) a poll.
 """
 
