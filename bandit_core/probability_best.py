@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _ROOT_STEPS = 60
+_ROOT_ERROR = 1e-7  # of the probability, and relative of the root
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -254,7 +255,7 @@ def value_remaining_gaussian(
 
 
 def _quantile_root(best_at: Callable[[Index, Array], Array], n: int, quantile: float) -> Array:
-    """Smallest ``u >= 0`` with ``best_at(u) >= quantile``, by doubling, then secants and bisection."""
+    """Smallest ``u >= 0`` with ``best_at(u) >= quantile``, by doubling, then a bracketed secant."""
     if not 0.0 < quantile < 1.0:
         raise ValueError(f"quantile: {quantile!r} is not in (0, 1)")
     low, high = np.zeros(n), np.full(n, 2.0**-10)
@@ -268,19 +269,22 @@ def _quantile_root(best_at: Callable[[Index, Array], Array], n: int, quantile: f
         pending = pending[f_high[pending] < 0.0]
         low[pending], f_low[pending] = high[pending], f_high[pending]
         high[pending] *= 4.0
-    for step in range(_ROOT_STEPS):
+    # Regula falsi with the Illinois rule (Dowell and Jarratt 1971): an end kept twice counts half.
+    side = np.zeros(n)
+    for _ in range(_ROOT_STEPS):
         if not len(active):
             break
         width = high[active] - low[active]
-        # Every third step bisects: the bracket shrinks geometrically whatever the secants do.
-        secant = low[active] - f_low[active] * width / (f_high[active] - f_low[active])
-        guess = low[active] + 0.5 * width if step % 3 == 2 else secant
+        guess = low[active] - f_low[active] * width / (f_high[active] - f_low[active])
         value = best_at(active, guess) - quantile
         solved[active] = guess
         below = value < 0.0
-        low[active[below]], f_low[active[below]] = guess[below], value[below]
-        high[active[~below]], f_high[active[~below]] = guess[~below], value[~below]
-        close = (np.abs(value) < 1e-9) | (high[active] - low[active] < 1e-9 * (1.0 + high[active]))
+        up, down = active[below], active[~below]
+        f_high[up] = np.where(side[up] < 0.0, 0.5 * f_high[up], f_high[up])
+        f_low[down] = np.where(side[down] > 0.0, 0.5 * f_low[down], f_low[down])
+        low[up], f_low[up], side[up] = guess[below], value[below], -1.0
+        high[down], f_high[down], side[down] = guess[~below], value[~below], 1.0
+        close = (np.abs(value) < _ROOT_ERROR) | (high[active] - low[active] < _ROOT_ERROR * high[active])
         active = active[~close]
     return solved
 
