@@ -112,9 +112,11 @@ class Simulation:
     probability_best: Array | None
 
     def regret(self) -> Array:
-        """Return expected successes lost against the best arm of each period: (n_runs,)."""
-        rates = self.scenario.rates
-        gap = rates.max(axis=1, keepdims=True) - rates
+        """Return expected successes lost against the best started arm of each period: (n_runs,)."""
+        scenario = self.scenario
+        starts = np.zeros(scenario.n_arms) if scenario.starts is None else np.array(scenario.starts)
+        started = starts <= np.arange(scenario.n_periods)[:, None]
+        gap = np.where(started, scenario.rates, -np.inf).max(axis=1, keepdims=True) - scenario.rates
         lost: Array = (self.trials * gap[:, None, :]).sum(axis=(0, 2))
         return lost
 
@@ -178,18 +180,24 @@ def simulate(
             seen[period] = evidence.probability_best
         n = started.sum(axis=1, keepdims=True)
         share = least + (1.0 - n * least) * policy.choose(evidence, rng).weights
-        share = _with_incubation(np.where(started, share, 0.0), incubating, n)
+        share = _with_incubation(np.where(started, share, 0.0), started, incubating)
         weights[period] = share
         trials[period] = rng.multinomial(scenario.units_per_period, share)
         successes[period] = run.observe(period, trials[period], rng)
     return Simulation(scenario, weights, trials, successes, seen)
 
 
-def _with_incubation(share: Array, incubating: NDArray[np.bool_], n: NDArray[np.int_]) -> Array:
-    others = np.where(incubating, 0.0, share)
+def _with_incubation(share: Array, started: NDArray[np.bool_], incubating: NDArray[np.bool_]) -> Array:
+    """Incubating arms get 1 / n, the others the rest by their weights, or equally if they have none."""
+    n = started.sum(axis=1, keepdims=True)
+    active = started & ~incubating
+    others = np.where(active, share, 0.0)
+    mass = others.sum(axis=1, keepdims=True)
+    equal = active / np.maximum(active.sum(axis=1, keepdims=True), 1)
+    relative = np.where(mass > 0.0, others / np.where(mass > 0.0, mass, 1.0), equal)
     reserved = incubating.sum(axis=1, keepdims=True) / n
-    scaled = others * ((1.0 - reserved) / others.sum(axis=1, keepdims=True))
-    return np.where(incubating, 1.0 / n, scaled)
+    shares: Array = np.where(incubating, 1.0 / n, relative * (1.0 - reserved))
+    return shares
 
 
 class _Run:

@@ -86,7 +86,19 @@ def test_a_new_arm_incubates_at_its_nth() -> None:
     assert (got.weights[:20, :, 2] == 0).all()
     assert got.weights[20:30, :, 2] == pytest.approx(np.full((10, 4), 1 / 3))
     assert (got.weights[30:, :, 2] != 1 / 3).any()
+    assert got.regret() == pytest.approx([0.0] * 4)
+    better = Scenario("better", np.tile([0.05, 0.06], (4, 1)), 100, starts=(0, 3))
+    late = simulate(better, policy_from_definition("uniform"), n_runs=1, rng=np.random.default_rng(0))
+    assert late.regret()[0] == pytest.approx(0.01 * late.trials[3, 0, 0])
     assert got.weights.sum(axis=2) == pytest.approx(np.ones((40, 4)))
+
+
+@pytest.mark.parametrize("name", ["ucb1", "epsilon_greedy", "thompson_draw"])
+def test_policies_that_favour_one_arm_leave_incubation_alone(name: str) -> None:
+    scenario = Scenario("new", np.full((12, 3), 0.05), 1000, starts=(0, 0, 4), incubation_periods=4)
+    got = simulate(scenario, policy_from_definition(name), n_runs=4, rng=np.random.default_rng(0))
+    assert got.weights[4:8, :, 2] == pytest.approx(np.full((4, 4), 1 / 3))
+    assert got.weights.sum(axis=2) == pytest.approx(np.ones((12, 4)))
 
 
 def test_claims_find_a_large_difference_and_when() -> None:
