@@ -8,7 +8,10 @@ state is in the journal.
 
 import asyncio
 import logging
+import os
 import signal
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -28,6 +31,7 @@ from streams.errors import BanditError, DeadlineExceeded
 from streams.experiments.view import ExperimentsView
 from streams.join.definitions import Definitions
 from streams.metrics import Metrics
+from streams.state.folder_lock import hold_folder
 from streams.state.kafka_journal import KafkaJournal
 from streams.state.store import StoreOptions
 from streams.state.table import JournalTable, RawSchema, Shards
@@ -42,6 +46,11 @@ log = logging.getLogger(__name__)
 Roles = frozenset[str]
 VERIFY_DEADLINE_S = 15.0
 STALL_CHECK_S = 1.0
+SUSPENDED_S = 5.0
+"""A gap between two stall checks longer than this: the process itself was stopped, not a partition."""
+ALLOCATOR_STOP_S = 2.0
+EXIT_MARGIN_S = 8.0
+"""Beyond ``shutdown_deadline_ms``: for closing databases and Kafka clients."""
 
 
 class _KafkaOnly(BootStrategy):
@@ -127,22 +136,16 @@ class _WorkerProcess:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.end)
+        error: BaseException | None = None
         try:
             async with AsyncExitStack() as stack:
-                await stack.enter_async_context(self.web)
-                await require_topics(self.settings)
-                view = ExperimentsView(self.settings)
-                await view.start()
-                stack.push_async_callback(view.stop)
-                if "join" in self.roles:
-                    await stack.enter_async_context(self._join(view))
-                if "allocator" in self.roles:
-                    await stack.enter_async_context(self._allocator(view))
-                if "join" not in self.roles:
-                    self.health.ok("start")
-                await stack.enter_async_context(self._stall_check())
-                error = await self._ended
-                log.info("worker %s ends", self.settings.worker_id)
+                try:
+                    await self._start(stack)
+                    error = await self._ended
+                    log.info("worker %s ends", self.settings.worker_id)
+                except BanditError as failure:
+                    error = failure
+                self._bound_the_end(0 if error is None else 1)
         except BanditError as failure:
             error = failure
         if error is None:
@@ -150,13 +153,44 @@ class _WorkerProcess:
         log.error("worker %s: %s", self.settings.worker_id, error, exc_info=_trace(error))
         return 1
 
+    async def _start(self, stack: AsyncExitStack) -> None:
+        await stack.enter_async_context(self.web)
+        await require_topics(self.settings)
+        view = ExperimentsView(self.settings)
+        await view.start()
+        stack.push_async_callback(view.stop)
+        if "join" in self.roles:
+            await stack.enter_async_context(self._join(view))
+        if "allocator" in self.roles:
+            await stack.enter_async_context(self._allocator(view))
+        if "join" not in self.roles:
+            self.health.ok("start")
+        await stack.enter_async_context(self._stall_check())
+
+    def _bound_the_end(self, status: int) -> None:
+        """End the process in any case: Kafka clients wait for ever for a broker that does not answer."""
+        bound_s = self.settings.shutdown_deadline_ms / 1000 + EXIT_MARGIN_S
+
+        def end() -> None:
+            log.warning(
+                "clients of Kafka did not end within %.1f s; the process ends without them. What they had in "
+                "flight is redone by the next owner",
+                bound_s,
+            )
+            logging.shutdown()
+            os._exit(status)
+
+        timer = threading.Timer(bound_s, end)
+        timer.daemon = True  # it goes on while the interpreter waits for other threads, and never holds it up
+        timer.start()
+
     @asynccontextmanager
     async def _join(self, view: ExperimentsView) -> AsyncIterator[None]:
         settings = self.settings
         app = create_faust_app(settings)
         options = settings.kafka_options()
         producer = AIOKafkaProducer(
-            acks="all", enable_idempotence=True, linger_ms=5, compression_type="lz4", **options
+            acks="all", enable_idempotence=True, linger_ms=5, compression_type="zstd", **options
         )
         dead_letters = DeadLetterProducer(settings)
         source = SourceTopics(producer, options, settings.partitions)
@@ -183,6 +217,7 @@ class _WorkerProcess:
         join = Join(context, shards)
         _attach(app, settings, join, shards, queues)
         async with AsyncExitStack() as stack:
+            stack.enter_context(hold_folder(settings.data_dir / settings.group))
             with explained(settings.bootstrap_servers):
                 await producer.start()
             stack.push_async_callback(producer.stop)
@@ -247,14 +282,21 @@ class _WorkerProcess:
         try:
             yield
         finally:
-            await service.stop()
+            try:
+                async with asyncio.timeout(ALLOCATOR_STOP_S):
+                    await service.stop()
+            except TimeoutError:
+                log.warning("the allocator's clients did not stop within %.1f s", ALLOCATOR_STOP_S)
             watch.cancel()
 
     @asynccontextmanager
     async def _stall_check(self) -> AsyncIterator[None]:
         async def check() -> None:
             while True:
+                before_s = time.monotonic()
                 await asyncio.sleep(STALL_CHECK_S)
+                if time.monotonic() - before_s > SUSPENDED_S:
+                    self.health.excuse(time.monotonic() - before_s)
                 for name, stall in self.health.stalls().items():
                     self.metrics.watchdog_stalls_total.inc()
                     self.end(DeadlineExceeded(stall.why, where=name, action=stall.action))

@@ -86,6 +86,10 @@ class Health:
         """Say that the named thing moves or has nothing to do, and promise to say so again in time."""
         self._beats[name] = (self._clock(), action)
 
+    def excuse(self, seconds: float) -> None:
+        """Leave out of every beat's age a time in which nothing could beat: the process was suspended."""
+        self._beats = {name: (at_s + seconds, action) for name, (at_s, action) in self._beats.items()}
+
     def forget(self, name: str) -> None:
         """Drop the check and the heartbeat of this name, e.g. of a partition that went to another worker."""
         self._checks.pop(name, None)

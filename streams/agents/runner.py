@@ -22,6 +22,7 @@ from typing import Any
 from aiokafka.errors import IllegalStateError
 from faust.types import TP
 
+from streams.agents.backlog import Backlog, Opened
 from streams.agents.context import SOURCES, JoinContext
 from streams.agents.counts import CountsPublisher
 from streams.agents.progress import Progress
@@ -29,7 +30,7 @@ from streams.agents.source import Record, explained
 from streams.agents.verdicts import VerdictEmitter
 from streams.errors import Retry, Stop
 from streams.events import decode_conversion, decode_exposure
-from streams.join.step import Batch, SourceRecord, StepResult, run_step
+from streams.join.step import Batch, StepResult, run_step
 from streams.metrics import PartitionState
 from streams.state.errors import JournalDiverged, StoreCorrupt, StoreUnavailable
 from streams.state.owner import Committed, Fenced, Owner, Redo, TooLarge
@@ -40,12 +41,12 @@ __all__ = ["PartitionRunner"]
 
 log = logging.getLogger(__name__)
 
-QUEUED_CHUNKS = 4  # of both topics, before the partition is left out of fetches
 TICK_S = 0.2
 LOST_AFTER_S = 3.0
 RETRY_S = 0.5
 SWEEP_EVERY_BATCHES = 4
 SWEEP_STEP_BYTES = 1 << 20
+_OTHER = {"exposures": "conversions", "conversions": "exposures"}
 
 
 class _Rewind(Exception):
@@ -95,7 +96,7 @@ class PartitionRunner:
         self._tps = {topic: TP(context.topic_names[topic], number) for topic in SOURCES}
         self._logical = {name: topic for topic, name in context.topic_names.items()}
         self._epochs: Mapping[TP, int] = {}
-        self._chunks: asyncio.Queue[Chunk] = asyncio.Queue()
+        self._backlog = Backlog()
         self._stopping = asyncio.Event()
         self._last_chunk_s = time.monotonic()
         self._batches = 0
@@ -133,14 +134,13 @@ class PartitionRunner:
 
     def accept(self, chunk: Chunk) -> None:
         """Take a chunk to process; never waits, asks the consumer to pause instead."""
-        self._chunks.put_nowait(chunk)
+        topic = self._logical[chunk.topic]
+        self._backlog.put(topic, chunk)
         self._last_chunk_s = time.monotonic()
-        if self._chunks.qsize() >= QUEUED_CHUNKS:
-            self._set_busy(True)
+        self._set_busy(topic, self._backlog.is_full(topic))
 
-    def _set_busy(self, busy: bool) -> None:
-        for tp in self._tps.values():
-            self._context.consumer().set_busy(tp, busy)
+    def _set_busy(self, topic: str, busy: bool) -> None:
+        self._context.consumer().set_busy(self._tps[topic], busy)
 
     async def _run(self) -> None:
         context = self._context
@@ -185,7 +185,8 @@ class PartitionRunner:
             log.exception("%s: unexpected error", self.name)
             context.crash(error)
         finally:
-            self._set_busy(False)
+            for topic in SOURCES:
+                self._set_busy(topic, False)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -221,6 +222,7 @@ class PartitionRunner:
                     self.name, str(error), "check the brokers; it is tried again by itself"
                 )
                 log.warning("%s: not ready yet: %s", self.name, error)
+                self._context.health.beat(self.name)  # it moves; what it waits for is told by the check
                 await asyncio.sleep(RETRY_S)
                 claim = claim or not self.owner.active
             else:
@@ -250,9 +252,9 @@ class PartitionRunner:
             raise _Rewind(outcome.reason)
 
     async def _seek(self) -> None:
-        while not self._chunks.empty():
-            self._chunks.get_nowait()
-        self._set_busy(False)
+        self._backlog.clear()
+        for topic in SOURCES:
+            self._set_busy(topic, False)
         positions = self.partition.head.positions
         try:
             with explained(self.name):
@@ -271,10 +273,10 @@ class PartitionRunner:
     async def _process_all(self) -> None:
         while not self._stopping.is_set():
             try:
-                chunk = await self._next_chunk()
-                if chunk is not None:
-                    await self._process(chunk)
-                await self._between_batches(idle=chunk is None)
+                topic = await self._next_topic()
+                if topic is not None:
+                    await self._process(topic)
+                await self._between_batches(idle=topic is None)
             except _Rewind as reason:
                 log.info("%s: back to the journal's positions: %s", self.name, reason)
                 self._context.metrics.rewinds_total.inc()
@@ -288,57 +290,52 @@ class PartitionRunner:
                 raise
             except Retry as error:
                 log.warning("%s: %s; tried again in %.1f s", self.name, error, RETRY_S)
+                self._context.health.beat(self.name)
                 await asyncio.sleep(RETRY_S)
                 await self._again(claim=not self.owner.active)
 
-    async def _next_chunk(self) -> Chunk | None:
-        if self._chunks.empty():
-            try:
-                async with asyncio.timeout(TICK_S):
-                    chunk = await self._chunks.get()
-            except TimeoutError:
-                return None
-        else:
-            chunk = self._chunks.get_nowait()
-        if self._chunks.qsize() < QUEUED_CHUNKS:
-            self._set_busy(False)
-        return chunk
+    async def _next_topic(self) -> str | None:
+        """Topic whose records are next; None if there are none."""
+        backlog = self._backlog
+        if backlog.is_empty and not await backlog.wait(TICK_S):
+            return None
+        for topic in SOURCES:
+            while (chunk := backlog.next_chunk(topic)) is not None:
+                backlog.open(topic, await self._open(chunk))
+            self._set_busy(topic, backlog.is_full(topic))
+        alone = backlog.alone
+        if alone is not None and self.progress.lag_records(_OTHER[alone]):
+            await backlog.wait_for(_OTHER[alone])
+            if (chunk := backlog.next_chunk(_OTHER[alone])) is not None:
+                backlog.open(_OTHER[alone], await self._open(chunk))
+        return backlog.next_topic()
 
-    async def _process(self, chunk: Chunk) -> None:
-        if chunk.epoch != self._epochs[self._tps[self._logical[chunk.topic]]]:
-            return
+    async def _open(self, chunk: Chunk) -> Opened | None:
+        """Check where a chunk starts; None if it is of before the last seek."""
         topic = self._logical[chunk.topic]
+        if chunk.epoch != self._epochs[self._tps[topic]]:
+            return None
         self.progress.observe_end(topic, chunk.highwater)
         position = self.partition.head.positions[topic]
         if chunk.start > position:
             raise _Rewind(f"{chunk.topic}: fetched from {chunk.start}, counted up to {position}")
-        records: Sequence[Record] = chunk.records
+        records = chunk.records
         if chunk.start < position:
             records = [record for record in records if record.offset >= position]
             self.progress.count_skipped(topic, len(chunk.records) - len(records))
         if records and records[0].offset > position:
             position = await self._over_gap(topic, position)
-        settings = self._context.settings
-        first = 0
-        while first < len(records):
-            last = self._slice_end(records, first, settings.batch_max_records, settings.batch_max_bytes)
-            following = records[last].offset if last < len(records) else chunk.next
-            await self._commit(topic, records[first:last], following)
-            first = last
-            if self._stopping.is_set():
-                return
-        if not records and chunk.next > position:
-            await self._commit(topic, (), chunk.next)
+        if not records:
+            if chunk.next > position:
+                await self._commit(topic, (), chunk.next)
+            return None
+        return Opened(records, chunk.next)
 
-    @staticmethod
-    def _slice_end(records: Sequence[Record], first: int, max_records: int, max_bytes: int) -> int:
-        last, n_bytes = first, 0
-        for record in records[first : first + max_records]:
-            n_bytes += len(record.value or b"") + len(record.key or b"")
-            if n_bytes > max_bytes and last > first:
-                break
-            last += 1
-        return last
+    async def _process(self, topic: str) -> None:
+        """Commit the next records of a topic."""
+        settings = self._context.settings
+        records, following = self._backlog.take(topic, settings.batch_max_records, settings.batch_max_bytes)
+        await self._commit(topic, records, following)
 
     async def _over_gap(self, topic: str, position: int) -> int:
         """Tell offsets that never held a record from records that retention has deleted."""
@@ -359,7 +356,7 @@ class PartitionRunner:
             partition=self.number,
             start=self.partition.head.positions[topic],
             next=following,
-            records=[SourceRecord(r.offset, r.key, r.value, r.timestamp, r.headers) for r in records],
+            records=records,
         )
         async with context.turn:
             result = await self._step(batch)
@@ -435,7 +432,7 @@ class PartitionRunner:
         if idle:
             await self._find_lost_chunk()
             await self._raise_idle()
-        self.progress.report(self.owner, waiting=not self._chunks.empty())
+        self.progress.report(self.owner, waiting=not self._backlog.is_empty)
         settings = self._context.settings
         due = idle or self._batches % SWEEP_EVERY_BATCHES == 0
         if due and self.owner.sweep_due(

@@ -18,7 +18,7 @@ from tests.chaos.crew import Crew, make_network
 from tests.chaos.schedule import N_WORKERS, Schedule
 from tests.chaos.shop import HOUR_S, Edge, Shop
 from tests.chaos.watch import JournalWatch, SourceWatch
-from tests.chaos.worker_faults import STOP_DEADLINE_S, may_mount
+from tests.chaos.worker_faults import may_mount
 from tests.chaos.world import World
 from tests.harness.installation import Installation, quick_settings
 from tests.harness.traffic import HOUR_MS, experiments
@@ -221,7 +221,7 @@ class Run:
                     continue
                 began_s = time.monotonic()
                 try:
-                    status = await member.handle.stop(STOP_DEADLINE_S)
+                    status = await member.stop()
                 except AssertionError as error:
                     problems.append(str(error))
                     continue

@@ -73,9 +73,12 @@ def check_rules(
     limits = limits_of(settings)
     reasons = {position: verdict.reason for position, (_, verdict) in watch.verdicts.items()}
     problems = check_verdicts(rows["exposures"], rows["conversions"], definitions, reasons, limits)
+    over = {record.experiment_id for record in definitions if record.status == "archived"}
     for topic, topic_rows in rows.items():
         for row in topic_rows:
             event: Any = row.event
+            if getattr(event, "experiment_id", None) in over:
+                continue
             known_bad = (
                 getattr(event, "experiment_id", None) == "nobody" or getattr(event, "arm_id", "") == "z"
             )

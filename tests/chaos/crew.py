@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +16,8 @@ from tests.chaos.proxy import Proxy
 from tests.harness.workers import WorkerHandle
 
 DISK_BYTES = 192 << 20
+STOP_DEADLINE_S = 40.0
+INSPECT = str(Path(__file__).with_name("inspect"))
 SUPERVISE_S = 0.5
 
 
@@ -84,7 +87,24 @@ class Member:
         """Start the process if it does not run."""
         self.wanted = True
         if not self.handle.running:
-            self.handle.start(self.extra)
+            self.handle.start({"PYTHONPATH": INSPECT} | self.extra)
+
+    async def stop(self) -> int:
+        """SIGTERM; the exit status. One that does not end says where it waits, in its log, and is killed."""
+        process = self.handle.process
+        if process is None:
+            return 0
+        self.handle.signal(signal.SIGTERM)
+        try:
+            return await asyncio.to_thread(process.wait, STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            tail = self.handle.tail(20)
+            self.handle.signal(signal.SIGUSR1)
+            await asyncio.sleep(1)
+            self.handle.kill()
+            raise AssertionError(
+                f"{self.name} did not end within {STOP_DEADLINE_S:.0f} s of SIGTERM\n{tail}"
+            ) from None
 
     def mount_disk(self) -> bool:
         """Give it a small disk of its own; False where mounting is not allowed."""
