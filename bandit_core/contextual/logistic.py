@@ -11,7 +11,6 @@ The Polya-Gamma draws come from the ``polyagamma`` package. Cost: O(n_cells p² 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -136,11 +135,6 @@ def gibbs(
         Per chain, after the warm-up.
     rng : numpy.random.Generator
     n_chains, n_warm_up : int
-
-    Raises
-    ------
-    ModuleNotFoundError
-        The package ``polyagamma`` is not installed; :func:`laplace` needs none.
     """
     _checked(columns, trials, successes, prior_sd)
     sample = cast("Callable[..., Any]", importlib.import_module("polyagamma").random_polyagamma)

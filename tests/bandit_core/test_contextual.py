@@ -83,7 +83,6 @@ def test_laplace_with_much_data_is_the_binomial_posterior() -> None:
 
 
 def test_gibbs_is_the_posterior_by_quadrature() -> None:
-    pytest.importorskip("polyagamma")
     columns, prior_sd = np.ones((1, 1)), np.array([1.5])
     grid = np.linspace(-8, 4, 20_001)
     density = np.exp(3 * grid - 40 * np.logaddexp(0, grid) - grid**2 / (2 * 1.5**2) + 12)
@@ -104,7 +103,6 @@ def test_gibbs_is_the_posterior_by_quadrature() -> None:
 
 
 def test_gibbs_and_laplace_agree_on_the_shop() -> None:
-    pytest.importorskip("polyagamma")
     rng = np.random.default_rng(4)
     rates = truth(rng)
     trials = np.full((12, 10), 200.0)

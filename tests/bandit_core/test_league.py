@@ -151,3 +151,37 @@ def test_the_benchmark_is_near_its_published_figures() -> None:
     assert 75 < ucb.regret < 100
     with pytest.raises(ValueError, match="policy"):
         reward_benchmark("softmax", seeds=[1])
+
+
+@pytest.mark.parametrize("pending_as", ["known", "failure", "gate", "estimated"])
+def test_every_way_to_count_pending_trials_runs(pending_as: str) -> None:
+    rates = np.tile([0.05, 0.20], (30, 1))
+    scenario = Scenario("pending", rates, 300, mean_delay_periods=(2.0, 2.0), window_periods=10)
+    got = simulate(
+        scenario,
+        policy_from_definition("thompson"),
+        n_runs=3,
+        rng=np.random.default_rng(0),
+        pending_as=pending_as,
+    )
+    # The gate sees nothing before the window is over; all see the large difference by the end.
+    if pending_as == "gate":
+        assert got.weights[:11] == pytest.approx(np.full((11, 3, 2), 0.5))
+    assert got.weights[-1, :, 1].min() > 0.9
+    assert got.starved().tolist() == [0.0] * 3
+
+
+def test_contradictory_simulations_are_refused() -> None:
+    scenario = scenario_from_definition(SHORT)
+    policy, rng = policy_from_definition("uniform"), np.random.default_rng(0)
+    with pytest.raises(ValueError, match="pending_as"):
+        simulate(scenario, policy, n_runs=1, rng=rng, pending_as="ignored")
+    delayed = Scenario("d", np.full((2, 1), 0.1), 5, mean_delay_periods=(1.0,))
+    with pytest.raises(ValueError, match="half_life_periods"):
+        simulate(delayed, policy, n_runs=1, rng=rng, half_life_periods=3)
+    with pytest.raises(ValueError, match="units_per_period"):
+        Scenario("d", np.full((2, 1), 0.1), 0)
+    with pytest.raises(ValueError, match="rates"):
+        Scenario("d", np.full((2, 1), 1.1), 5)
+    with pytest.raises(ValueError, match="starts"):
+        Scenario("d", np.full((2, 1), 0.1), 5, starts=(0, 1))
