@@ -137,7 +137,7 @@ def gibbs(
     n_chains, n_warm_up : int
     """
     _checked(columns, trials, successes, prior_sd)
-    sample = cast("Callable[..., Any]", importlib.import_module("polyagamma").random_polyagamma)
+    sample = cast("Callable[..., Any]", random_polyagamma)
     seen = trials > 0.0
     x, n, y = columns[seen], trials[seen], successes[seen]
     precision = np.diag(1.0 / prior_sd**2)
