@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from polyagamma import random_polyagamma
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.special import expit, ndtri
 
@@ -137,6 +138,7 @@ def gibbs(
     n_chains, n_warm_up : int
     """
     _checked(columns, trials, successes, prior_sd)
+    # Its stubs know no call with arrays and a generator together.
     sample = cast("Callable[..., Any]", random_polyagamma)
     seen = trials > 0.0
     x, n, y = columns[seen], trials[seen], successes[seen]
