@@ -173,8 +173,8 @@ async def _page(settings: Settings, path: str) -> str:
 
 def _total(page: str, name: str) -> float:
     """Sum of all series of a metric."""
-    found: list[str] = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE)
-    return sum(map(float, found))
+    found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE)
+    return sum((float(value) for value in found), 0.0)
 
 
 async def _until_ready(settings: Settings, worker: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -15,21 +15,31 @@ Cost: O(1) Python calls a chunk.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import aiokafka
-from aiokafka.structs import ConsumerRecord, TopicPartition
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.errors import CorruptRecordException
+from aiokafka.structs import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 from faust.types.transports import ConsumerT, ProducerT
 
 from streams.errors import BrokerUnavailable
+from streams.join.step import SourceRecord
 
 BUSY_POLL_S = 0.02
 SEEK_DEADLINE_S = 30.0
 
-__all__ = ["Chunk", "ChunkConsumer", "ChunkConsumerThread", "ChunkProducer", "ChunkTransport"]
+__all__ = [
+    "Chunk",
+    "ChunkConsumer",
+    "ChunkConsumerThread",
+    "ChunkProducer",
+    "ChunkTransport",
+    "source_record",
+]
 
 
 class Chunk(NamedTuple):
@@ -45,9 +55,69 @@ class Chunk(NamedTuple):
     start: int
     next: int
     epoch: int
-    records: Sequence[ConsumerRecord[bytes, bytes]]
+    records: Sequence[SourceRecord]
     highwater: int
     number: int  # of the chunk in this process; what Faust takes for an offset, so that it never goes back
+
+
+class _LeanRecords(PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
+    """A fetch of one partition, unpacked to :class:`SourceRecord` instead of aiokafka's ``ConsumerRecord``.
+
+    What aiokafka does for one record costs 2 us; this 0.5 us. Aborted transactions do not matter, because
+    the consumer reads uncommitted.
+    """
+
+    next_fetch_offset: int
+
+    def __iter__(self) -> Iterator[SourceRecord]:
+        fetched = self._records
+        new = tuple.__new__
+        while fetched.has_next():
+            batch = fetched.next_batch()
+            if self._check_crcs and not batch.validate_crc():
+                raise CorruptRecordException(f"Invalid CRC - {self._tp}")
+            if not batch.is_control_batch:
+                for record in batch:
+                    offset = record.offset
+                    if offset < self.next_fetch_offset:
+                        continue
+                    self.next_fetch_offset = offset + 1
+                    headers = record.headers
+                    yield new(
+                        SourceRecord,
+                        (
+                            offset,
+                            record.key,
+                            record.value,
+                            record.timestamp,
+                            tuple(headers) if headers else (),
+                        ),
+                    )
+            self.next_fetch_offset = batch.next_offset
+
+
+def source_record(record: Any) -> SourceRecord:
+    """Make what the join reads of a ``ConsumerRecord``."""
+    return SourceRecord(record.offset, record.key, record.value, record.timestamp, record.headers)
+
+
+class _Fetches(dict[TopicPartition, Any]):
+    """Fetches that wait to be read; those of source topics are unpacked by :class:`_LeanRecords`.
+
+    Parameters
+    ----------
+    is_left_alone
+        Whether a partition's records stay aiokafka's own.
+    """
+
+    def __init__(self, is_left_alone: Callable[[TopicPartition], bool]) -> None:
+        super().__init__()
+        self._is_left_alone = is_left_alone
+
+    def __setitem__(self, tp: TopicPartition, fetched: Any) -> None:
+        if type(fetched) is FetchResult and not self._is_left_alone(tp):
+            fetched._partition_records.__class__ = _LeanRecords
+        super().__setitem__(tp, fetched)
 
 
 class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
@@ -144,8 +214,13 @@ class ChunkConsumerThread(driver.AIOKafkaConsumerThread):
         max_records: int | None = None,
     ) -> dict[TP, Any]:
         self._n_fetches += 1
-        fetched = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
-        return {tp: self._chunked(consumer, tp, records) for tp, records in fetched.items()}
+        if not isinstance(consumer._fetcher._records, _Fetches):
+            waiting = consumer._fetcher._records
+            consumer._fetcher._records = fetches = _Fetches(self.consumer.is_changelog)
+            for tp, fetched in waiting.items():
+                fetches[tp] = fetched
+        found = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
+        return {tp: self._chunked(consumer, tp, records) for tp, records in found.items()}
 
     def _chunked(self, consumer: Any, tp: TP, records: list[Any]) -> list[Any]:
         if self.consumer.is_changelog(tp):

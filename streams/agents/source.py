@@ -11,16 +11,17 @@ from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
-from aiokafka.structs import ConsumerRecord, TopicPartition
+from aiokafka.structs import TopicPartition
 
 from streams.connection import explain
 from streams.errors import BrokerUnavailable
-from streams.join.step import REROUTED_HEADER
+from streams.join.step import REROUTED_HEADER, SourceRecord
 from streams.partitioning import partition_of
+from streams.transport import source_record
 
 __all__ = ["SourceTopics", "explained"]
 
-Record: TypeAlias = ConsumerRecord[bytes, bytes]
+Record: TypeAlias = SourceRecord
 FETCH_DEADLINE_S = 30.0
 
 
@@ -126,7 +127,7 @@ class SourceTopics:
         while offset not in found:
             fetched = await consumer.getmany(tp, timeout_ms=500)
             records = fetched.get(tp, ())
-            found.update((record.offset, record) for record in records)
+            found.update((record.offset, source_record(record)) for record in records)
             if records and records[-1].offset > offset and offset not in found:
                 return  # no record has this offset any more
 

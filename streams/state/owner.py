@@ -276,7 +276,7 @@ class Owner:
             if len(data) > self._limits.max_record_bytes:
                 self.statistics.too_large += 1
                 return TooLarge(len(data), self._limits.max_record_bytes)
-            return await self._write(data)
+            return await self._write(data, record)
 
     async def check_source(
         self, topic: str, log_start: int, log_end: int
@@ -360,7 +360,7 @@ class Owner:
             dead_letters_through=max(head.dead_letters_through, self._dead_letters_through),
         )
 
-    async def _write(self, data: bytes) -> Committed | Redo | Fenced:
+    async def _write(self, data: bytes, record: BatchRecord | None = None) -> Committed | Redo | Fenced:
         expected = self.partition.head.journal_offset
         try:
             offset = await self.log.append(data, timeout_s=self._limits.append_timeout_s)
@@ -372,7 +372,7 @@ class Owner:
         if offset != expected:
             return await self._in_doubt(f"acknowledged at offset {offset}, expected {expected}")
         try:
-            applied = self.partition.apply(offset, data)
+            applied = self.partition.apply(offset, data, record)
         except BanditError as error:
             self._inactive_because = str(error)
             raise

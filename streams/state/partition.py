@@ -236,10 +236,7 @@ class Partition:
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Entries whose raw key starts with ``prefix``, ascending; writes in between are seen or not."""
-        for key, value in self._store.scan(prefix):
-            if not key.startswith(prefix):
-                return
-            yield key, value
+        return self._store.scan(prefix, prefix)
 
     def scan_from(self, raw_key: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Units, cells and verdicts from ``raw_key`` on, by raw key, ascending."""
@@ -255,7 +252,7 @@ class Partition:
 
     # Replay
 
-    def apply(self, offset: int, data: bytes) -> Applied:
+    def apply(self, offset: int, data: bytes, record: Record | None = None) -> Applied:
         """Apply the journal record at ``offset``: the one way in which state ever changes.
 
         Parameters
@@ -264,6 +261,8 @@ class Partition:
             Offset of the record; the next one, or one that was applied already.
         data
             Its bytes.
+        record
+            What the bytes decode to, if the caller made them of it.
 
         Raises
         ------
@@ -278,7 +277,8 @@ class Partition:
         """
         if offset < self.head.journal_offset:
             return Applied(accepted=False, kind="foreign", reason="already_applied")
-        record = decode(data, where=f"{self.name} offset {offset}")
+        if record is None:
+            record = decode(data, where=f"{self.name} offset {offset}")
         head, local = self.head, self._local
         if self.empty:
             head, local = self._beginning(offset, record)

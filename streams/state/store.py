@@ -141,21 +141,28 @@ class Store:
         except Exception as error:
             raise self._failure(error) from error
 
-    def scan(self, from_key: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Entries from a key on, ascending; no iterator lives between two of them."""
+    def scan(self, from_key: bytes, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Entries with a prefix from a key on, ascending; no iterator lives between two of them."""
         while True:
-            entries = self._chunk(from_key)
+            entries = self._chunk(from_key, prefix)
             yield from entries
             if len(entries) < _SCAN_ENTRIES:
                 return
             from_key = entries[-1][0] + b"\0"
 
-    def _chunk(self, from_key: bytes) -> list[tuple[bytes, bytes]]:
+    def _chunk(self, from_key: bytes, prefix: bytes) -> list[tuple[bytes, bytes]]:
         found = cursor = None
+        entries: list[tuple[bytes, bytes]]
         try:
             found = islice(self._opened().items(from_key=from_key), _SCAN_ENTRIES)
-            entries = cast("list[tuple[bytes, bytes]]", list(found))
-            if len(entries) < _SCAN_ENTRIES:
+            entries = []
+            is_past = False
+            for key, value in cast("Iterator[tuple[bytes, bytes]]", found):
+                if not key.startswith(prefix):
+                    is_past = True
+                    break
+                entries.append((key, value))
+            if len(entries) < _SCAN_ENTRIES and not is_past:
                 # Either the end, or a damaged block: only the raw iterator says which.
                 cursor = self._opened().iter()
                 cursor.seek(entries[-1][0] + b"\0" if entries else from_key)

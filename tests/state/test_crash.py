@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.state.journal import BatchRecord, Claim, encode
+from streams.state.journal import BatchRecord, Claim, Record, encode
 from streams.state.partition import Partition
 from streams.state.recovery import recover
 from tests.state.conftest import Open
@@ -55,12 +55,12 @@ async def _child(folder: Path, point: str, batches: int) -> None:
     elif point == "after_produce":  # in the journal, the acknowledgement not yet here
         log.after_append = _die
     elif point == "after_ack":
-        partition.apply = lambda _offset, _data: _die()  # type: ignore[method-assign,assignment,return-value] # dies
+        partition.apply = lambda *_: _die()  # type: ignore[method-assign,assignment]  # dies
     else:
         apply = partition.apply
 
-        def apply_and_die(offset: int, data: bytes) -> None:
-            apply(offset, data)
+        def apply_and_die(offset: int, data: bytes, record: Record | None) -> None:
+            apply(offset, data, record)
             _die()
 
         partition.apply = apply_and_die  # type: ignore[method-assign,assignment] # dies
