@@ -16,7 +16,7 @@ STAMP := .venv/.installed
 COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-config \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo bench test check lint types unit integration wheel-test lock clean
+.PHONY: help demo bench league test check lint types unit integration wheel-test lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -35,6 +35,9 @@ endif
 
 demo: $(STAMP) ## the product on real input: make demo ARGS="--part replay"
 	$(BIN)/bandit-streams demo $(ARGS)
+
+league: $(STAMP) ## policies over scenarios, the tables of docs/statistics.md: make league ARGS="--runs 20"
+	$(BIN)/python bench/league.py $(ARGS)
 
 bench: $(STAMP) ## the join beside other engines: make bench ARGS="--exposures 100000 --contestants aiokafka,bandit-streams"
 	$(BIN)/python -m bench $(ARGS)
