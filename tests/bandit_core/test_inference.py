@@ -1,9 +1,5 @@
 """What may be reported: coverage, false winners and alarms by simulation, formulas by hand."""
 
-import csv
-import gzip
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -24,8 +20,6 @@ from bandit_core.policies import policy_from_definition
 from bandit_core.posteriors import BetaPosterior
 from bandit_core.scenarios import scenario_from_definition
 from bandit_core.simulator import simulate
-
-DATA = Path(__file__).parents[2] / "data"
 
 
 def rates_of_claims(
@@ -261,23 +255,6 @@ def test_no_overlap_is_refused() -> None:
         off_policy([1, 0], [0.5, 0.5], [0.0, 0.0], [0, 1])
     with pytest.raises(ValueError, match="predicted"):
         off_policy([1, 0], [0.5, 0.5], [0.5, 0.5], [0, 1], method="dr")
-
-
-def test_the_uniform_policy_s_click_rate_from_the_thompson_log_of_a_real_shop() -> None:
-    def read(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        with gzip.open(DATA / name, "rt", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-        clicks = np.array([float(row["click"]) for row in rows])
-        propensity = np.array([float(row["propensity_score"]) for row in rows])
-        return clicks, propensity, [row["timestamp"][:13] for row in rows]
-
-    clicks, propensity, hours = read("open_bandit_men_bts.csv.gz")
-    random_clicks, random_propensity, _ = read("open_bandit_men_random.csv.gz")
-    assert random_propensity == pytest.approx(np.full(len(random_propensity), 1 / 34), rel=1e-3)
-    got = off_policy(clicks, propensity, np.full(len(clicks), 1 / 34), np.array(hours))
-    assert got.low <= random_clicks.mean() <= got.high
-    assert got.n_clusters > 100
-    assert got.effective_rows < len(clicks)
 
 
 def test_safe_to_stop_needs_little_left_and_two_weeks() -> None:

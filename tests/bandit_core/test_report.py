@@ -1,17 +1,11 @@
 """The report: honest on real and on simulated experiments, with warnings where the data break assumptions."""
 
-import csv
-import gzip
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from bandit_core.counts import PeriodCounts
 from bandit_core.inference import report
 from bandit_core.simulator import Scenario
-
-DATA = Path(__file__).parents[2] / "data"
 
 
 def simulated(rates: list[float], *, hours: int = 336, seed: int = 0, wave: float = 0.0) -> PeriodCounts:
@@ -86,21 +80,3 @@ def test_young_periods_wait_for_their_window() -> None:
     assert got.winner is None
     assert any("older than the conversion window" in warning for warning in got.warnings)
     assert got.arms[0].trials > 0
-
-
-def test_forty_six_clicks_conclude_nothing() -> None:
-    with gzip.open(DATA / "open_bandit_men_random.csv.gz", "rt", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    hours = sorted({row["timestamp"][:13] for row in rows})
-    trials, successes = np.zeros((len(hours), 34)), np.zeros((len(hours), 34))
-    for row in rows:
-        t, arm = hours.index(row["timestamp"][:13]), int(row["item_id"])
-        trials[t, arm] += 1
-        successes[t, arm] += int(row["click"])
-    counts = PeriodCounts.of(trials, successes)
-    got = report(counts, propensities=even(counts), control=0, window_periods=0)
-    assert successes.sum() == 46
-    assert got.winner is None
-    assert all(contrast.claim == 0 for contrast in got.contrasts)
-    assert not got.stop.safe
-    assert not got.sample_ratio_alarm
