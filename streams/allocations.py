@@ -48,6 +48,9 @@ class ArmAllocation(Struct, frozen=True, kw_only=True):
     interval: tuple[float, float]
     trials: int
     successes: int
+    effective_trials: float = 0.0  # what the trials are worth, after delay, discount and strata
+    intervals_incubated: int = 0
+    intervals_below: int = 0  # consecutive intervals below the drop threshold
 
 
 class Allocation(Struct, frozen=True, kw_only=True):
@@ -73,6 +76,7 @@ class Allocation(Struct, frozen=True, kw_only=True):
     arms: tuple[ArmAllocation, ...]
     segments: dict[str, tuple[float, ...]] = {}
     state: AllocationState = "trained"
+    warnings: tuple[str, ...] = ()
     inputs: dict[str, Any] = {}  # all that is needed to compute the table again, byte for byte
 
 

@@ -12,34 +12,50 @@ By status of the experiment:
 - ``archived``: no arms at all; in the topic ``allocations`` this becomes a tombstone.
 - ``draft``: nothing is published.
 
-The reward of a trial is ``min(cap, sum of values) / cap``, in [0, 1]: an arm's posterior is Beta(alpha +
-sum of rewards, beta + trials - sum of rewards). Means and intervals are given in the metric's own unit
-(times cap).
+Order of a recalculation: lives of the arms as the last allocation left them -> posterior by
+:mod:`bandit_core.steering` (delay, discount, strata, prior; a hurdle model for values) -> P(best), in batches
+-> lives advance (incubation, drops, guardrails) -> policy -> shares. Policies and P(best) work on rewards as
+shares of the cap, in [0, 1]; means and intervals are given in the metric's own unit (times cap).
 
 Why batches: P(best) by quadrature costs 3 ms for one experiment alone and 0.1 to 0.2 ms in a batch, and an
 experiment's figures do not depend on its batch. Cost: O(arms) per experiment besides.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import Any, NamedTuple, Self
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from numpy.typing import NDArray
 
 from bandit_core.allocation import Allocation as Recalculated
 from bandit_core.allocation import allocate
 from bandit_core.assignment import derive_seed
+from bandit_core.counts import PeriodCounts
+from bandit_core.lifecycle import ArmLife
 from bandit_core.policies import Policy as CorePolicy
 from bandit_core.policies import policy_from_definition
-from bandit_core.posteriors import BetaPosterior
+from bandit_core.posteriors import BetaPosterior, BetaPrior
+from bandit_core.posteriors.hurdle import HurdlePosterior
 from bandit_core.probability_best import BestArm
 from bandit_core.shares import ArmStatus, ShareSettings
-from streams.allocations import Allocation, AllocationState, ArmAllocation, Trigger
-from streams.allocator.counts_state import ArmCounts
-from streams.experiments.definition import Counting, ExperimentRecord, ExperimentStatus
+from bandit_core.steering import Steering, SteeringSettings, steering_posterior
+from streams.allocations import Allocation, AllocationState, ArmAllocation
+from streams.allocator.history import MICRO, read_history
+from streams.allocator.inputs import (
+    ENGINE,
+    ArmInputs,
+    Frozen,
+    Inputs,
+    Job,
+    Stamp,
+    counting_at,
+    inputs_in,
+    inputs_of,
+)
+from streams.allocator.lives import advance_lives, floor_of, holdout_of, lives_before
 
 __all__ = [
     "ENGINE",
@@ -55,74 +71,8 @@ __all__ = [
     "inputs_of",
 ]
 
-ENGINE = 1
-"""Raised whenever the same inputs give other bytes than before; `audit` does not compare across engines."""
-
 LEVEL = 0.95  # of the credible intervals
-MICRO = 1_000_000
 BATCH_MAX_EXPERIMENTS = 256  # bounds the quadrature's memory
-_NOTHING = ArmCounts(0, 0, 0, 0)
-
-
-class ArmInputs(Struct, frozen=True, kw_only=True):
-    """An arm and its counts as of the boundary: steering view, bandit group, decision metric."""
-
-    arm_id: str
-    status: str
-    trials: int
-    successes: int
-    value_micros: int
-    value_sq_micros2: int
-
-
-class Frozen(Struct, frozen=True, kw_only=True):
-    """Shares that were in force when the experiment was paused; per arm weight, assignment, selection."""
-
-    comparison: float
-    holdout: float
-    arms: dict[str, tuple[float, float, float]]
-
-
-class Inputs(Struct, frozen=True, kw_only=True):
-    """All that an allocation is computed from."""
-
-    engine: int
-    experiment_id: str
-    status: ExperimentStatus
-    boundary_ms: int
-    interval_ms: int
-    definition_version: int
-    definition_revision: int
-    sticky: str
-    control: str
-    default_arm: str
-    winner: str | None
-    algorithm: str
-    parameters: dict[str, Any]
-    floor: float | None
-    holdout: float
-    comparison: float
-    prior: tuple[float, float]
-    metric: str
-    cap_micros: int
-    lower_is_better: bool
-    arms: tuple[ArmInputs, ...]
-    frozen: Frozen | None = None
-
-
-class Stamp(NamedTuple):
-    """What a record says of its making; it does not change a number."""
-
-    claim: int
-    trigger: Trigger
-    computed_at_ms: int
-
-
-class Job(NamedTuple):
-    """One allocation to compute."""
-
-    inputs: Inputs
-    stamp: Stamp
 
 
 class Failure(NamedTuple):
@@ -130,91 +80,6 @@ class Failure(NamedTuple):
 
     experiment_id: str
     message: str
-
-
-def counting_at(record: ExperimentRecord, boundary_ms: int) -> Counting:
-    """Return the newest version in effect at a boundary; before the first takes effect, the first."""
-    effective = [version for version in record.versions if version.effective_from_ms <= boundary_ms]
-    return max(effective or record.versions[:1], key=lambda version: version.effective_from_ms)
-
-
-def inputs_of(
-    record: ExperimentRecord, boundary_ms: int, counts: Mapping[str, ArmCounts], last: Allocation | None
-) -> Inputs:
-    """Gather what an allocation depends on.
-
-    Parameters
-    ----------
-    record
-        The definition.
-    boundary_ms
-        Only what is dated before it is in ``counts``.
-    counts
-        Per arm, of the version and metric of :func:`counting_at`; arms left out got nothing.
-    last
-        The allocation now in force; its weights freeze while the experiment is paused.
-    """
-    counting = counting_at(record, boundary_ms)
-    policy = record.policy
-    arms = []
-    for arm in record.arms if record.status != "archived" else ():
-        got = counts.get(arm.arm_id, _NOTHING)
-        arms.append(
-            ArmInputs(
-                arm_id=arm.arm_id,
-                status=arm.status,
-                trials=got.trials,
-                successes=got.successes,
-                value_micros=got.value_micros,
-                value_sq_micros2=got.value_sq_micros2,
-            )
-        )
-    return Inputs(
-        engine=ENGINE,
-        experiment_id=record.experiment_id,
-        status=record.status,
-        boundary_ms=boundary_ms,
-        interval_ms=policy.interval_ms,
-        definition_version=counting.version,
-        definition_revision=record.revision,
-        sticky=record.sticky,
-        control=record.control,
-        default_arm=record.default_arm or record.control,
-        winner=record.winner,
-        algorithm=policy.algorithm,
-        parameters=policy.parameters,
-        floor=policy.floor,
-        holdout=policy.holdout,
-        comparison=policy.comparison,
-        prior=(policy.prior.alpha, policy.prior.beta),
-        metric=counting.reward.metric,
-        cap_micros=round(counting.reward.cap * MICRO),
-        lower_is_better=counting.reward.lower_is_better,
-        arms=tuple(arms),
-        frozen=_frozen(record, last) if record.status == "paused" else None,
-    )
-
-
-def _frozen(record: ExperimentRecord, last: Allocation | None) -> Frozen | None:
-    """Shares to keep, or None if the arms have changed since, or there never were any."""
-    if last is None or last.status not in ("live", "paused"):
-        return None
-    now = [(arm.arm_id, ArmStatus(arm.status).eligible) for arm in record.arms]
-    if now != [(arm.arm_id, ArmStatus(arm.status).eligible) for arm in last.arms]:
-        return None
-    arms = {arm.arm_id: (arm.weight, arm.assignment_weight, arm.selection_probability) for arm in last.arms}
-    return Frozen(comparison=last.comparison, holdout=last.holdout, arms=arms)
-
-
-def inputs_in(allocation: Allocation) -> Inputs:
-    """Return the inputs that a published allocation carries.
-
-    Raises
-    ------
-    msgspec.ValidationError
-        If they are not of this form.
-    """
-    return msgspec.convert(allocation.inputs, Inputs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,8 +103,10 @@ class _Prepared(NamedTuple):
     position: int
     job: Job
     policy: CorePolicy
-    statuses: tuple[ArmStatus, ...]
+    lives: tuple[ArmLife, ...]
+    statuses: tuple[ArmStatus, ...]  # those that figures are computed for
     posterior: BetaPosterior
+    warnings: tuple[str, ...]
 
     @property
     def batch(self) -> tuple[int, bool]:
@@ -272,44 +139,116 @@ def _prepare(position: int, job: Job) -> _Prepared:
     policy = policy_from_definition(inputs.algorithm, inputs.parameters, path="policy")
     if not inputs.arms:
         raise ValueError("arms: there is none; an experiment needs at least one")
-    statuses = tuple(ArmStatus(arm.status) for arm in inputs.arms)
-    if not any(status.eligible for status in statuses):
-        statuses = (ArmStatus.ACTIVE,) * len(statuses)  # figures only: no weight follows from them
-    posterior = _posterior([inputs])
-    return _Prepared(position, job, policy, statuses, posterior)
+    lives = lives_before(inputs)
+    statuses = _shown(lives)
+    steering = _steering(inputs, statuses)
+    return _Prepared(
+        position, job, policy, lives, statuses, _relative(inputs, steering), tuple(steering.warnings)
+    )
 
 
-def _posterior(batch: Sequence[Inputs]) -> BetaPosterior:
-    """Posterior of experiments with as many arms each; one row an experiment."""
-    return BetaPosterior.from_counts(
-        [[arm.trials for arm in inputs.arms] for inputs in batch],
-        [[arm.value_micros / inputs.cap_micros for arm in inputs.arms] for inputs in batch],
-        ([[inputs.prior[0]] for inputs in batch], [[inputs.prior[1]] for inputs in batch]),
-        squares=[[arm.value_sq_micros2 / inputs.cap_micros**2 for arm in inputs.arms] for inputs in batch],
+def _shown(lives: Sequence[ArmLife]) -> tuple[ArmStatus, ...]:
+    statuses = tuple(life.status for life in lives)
+    if any(status.eligible for status in statuses):
+        return statuses
+    return (ArmStatus.ACTIVE,) * len(statuses)  # figures only: no weight follows from them
+
+
+def _steering(inputs: Inputs, statuses: Sequence[ArmStatus]) -> Steering:
+    """Posterior of one experiment, by what its definition says of learning."""
+    learning, by_value = inputs.learning, inputs.kind == "value"
+    settings = SteeringSettings(
+        reward=inputs.kind,
+        cap=inputs.cap_micros / MICRO,
+        prior=BetaPrior(*inputs.prior),
+        pooled_prior=learning.pooled,
+        delay=learning.delay if inputs.history is not None else "none",
+        window_periods=learning.window_hours,
+        half_life_periods=learning.half_life_hours,
+        sliding_window_periods=learning.sliding_hours,
+        stratify=learning.stratify,
+        overdispersion=learning.overdispersion,
+    )
+    if inputs.history is not None:
+        counts = read_history(
+            inputs.history,
+            len(inputs.arms),
+            cap_micros=inputs.cap_micros,
+            values=by_value,
+            lag_max_hours=learning.window_hours,
+        )
+    else:
+        counts = _one_period(inputs)
+    return steering_posterior(counts, settings, eligible=[status.eligible for status in statuses])
+
+
+def _one_period(inputs: Inputs) -> PeriodCounts:
+    """All hours together."""
+    by_value = inputs.kind == "value"
+    unit = MICRO if by_value else inputs.cap_micros
+    rewards = [arm.value_micros / unit for arm in inputs.arms]
+    return PeriodCounts.of(
+        [[arm.trials for arm in inputs.arms]],
+        [[arm.successes for arm in inputs.arms] if by_value else rewards],
+        [rewards],
+        [[arm.value_sq_micros2 / unit**2 for arm in inputs.arms]],
+    )
+
+
+def _relative(inputs: Inputs, steering: Steering) -> BetaPosterior:
+    """Give the posterior of the reward as a share of the cap: policies and batches work on that."""
+    if isinstance(steering.posterior, HurdlePosterior):
+        return steering.posterior.relative
+    if not isinstance(steering.posterior, BetaPosterior):
+        raise TypeError(f"steering gave {type(steering.posterior).__name__}, which has no batches")
+    # Of rewards in parts the squares are smaller than the sums; bounds by variance need to know.
+    sums = np.array([[arm.value_micros / inputs.cap_micros for arm in inputs.arms]])
+    squares = np.array([[arm.value_sq_micros2 / inputs.cap_micros**2 for arm in inputs.arms]])
+    ratio = np.divide(squares, sums, out=np.ones_like(sums), where=sums > 0.0)
+    return replace(steering.posterior, data_squares=steering.posterior.data_successes * ratio)
+
+
+def _together(rows: Sequence[_Prepared]) -> BetaPosterior:
+    """Posteriors of experiments with as many arms each; one row an experiment."""
+    names = [each.name for each in fields(BetaPosterior)]
+    return BetaPosterior(
+        **{name: np.concatenate([getattr(row.posterior, name) for row in rows]) for name in names}
     )
 
 
 def _compute_batch(rows: Sequence[_Prepared], results: list[Allocation | Failure | None]) -> None:
     eligible = np.array([[status.eligible for status in row.statuses] for row in rows])
-    together = _posterior([row.job.inputs for row in rows])
-    best = together.best(eligible=eligible, lower_is_better=rows[0].job.inputs.lower_is_better)
+    lower = rows[0].job.inputs.lower_is_better
+    best = _together(rows).best(eligible=eligible, lower_is_better=lower)
     for i, row in enumerate(rows):
         here = slice(i, i + 1)
         solved = BestArm(best.probability[here], best.expected_loss[here], best.expected_best[here])
-        posterior = _SolvedPosterior.of(row.posterior, solved)
         try:
-            results[row.position] = _published(row, posterior)
+            results[row.position] = _published(*_advanced(row, solved))
         except ValueError as error:
             results[row.position] = Failure(row.job.inputs.experiment_id, str(error))
+
+
+def _advanced(row: _Prepared, solved: BestArm) -> tuple[_Prepared, BetaPosterior]:
+    """Carry the arms over the boundary; whoever is left competes without those that went."""
+    inputs = row.job.inputs
+    lives = advance_lives(inputs, row.lives, np.nan_to_num(solved.probability[0]))
+    statuses = _shown(lives)
+    eligible: NDArray[np.bool_] = np.array([[status.eligible for status in statuses]])
+    if eligible.tolist() != [[status.eligible for status in row.statuses]]:
+        solved = row.posterior.best(eligible=eligible, lower_is_better=inputs.lower_is_better)
+    return row._replace(lives=lives, statuses=statuses), _SolvedPosterior.of(row.posterior, solved)
 
 
 def _published(row: _Prepared, posterior: BetaPosterior) -> Allocation:
     inputs = row.job.inputs
     arm_ids = [arm.arm_id for arm in inputs.arms]
     n_eligible = sum(status.eligible for status in row.statuses)
-    floor = inputs.floor
-    if floor is None:  # a default must not contradict a large number of arms
-        floor = min(row.policy.default_floor, 0.5 / max(n_eligible, 1))
+    settings = ShareSettings(
+        comparison=inputs.comparison,
+        holdout=holdout_of(inputs, row.lives),
+        floor=floor_of(inputs, row.policy.default_floor, n_eligible),
+    )
     core = allocate(
         row.policy,
         posterior,
@@ -317,21 +256,45 @@ def _published(row: _Prepared, posterior: BetaPosterior) -> Allocation:
         successes=[arm.value_micros / inputs.cap_micros for arm in inputs.arms],
         statuses=row.statuses,
         control=arm_ids.index(inputs.control) if inputs.control in arm_ids else None,
-        settings=ShareSettings(comparison=inputs.comparison, holdout=inputs.holdout, floor=floor),
+        settings=settings,
         rng=np.random.default_rng(_seed(inputs)),
         lower_is_better=inputs.lower_is_better,
         level=LEVEL,
+        max_step=inputs.lifecycle.max_step,
+        previous=_previous(inputs),
     )
+    default_arm = _default_arm(inputs, row.lives)
     if inputs.status == "completed":
-        shares = _everything_to(inputs.winner or inputs.default_arm, inputs, comparison=0.0)
+        shares = _everything_to(inputs.winner or default_arm, inputs, comparison=0.0)
     elif inputs.frozen is not None:
         shares = inputs.frozen
-    elif any(ArmStatus(arm.status).eligible for arm in inputs.arms):
+    elif any(life.status.eligible for life in row.lives):
         shares = _shares(arm_ids, core)
     else:
-        shares = _everything_to(inputs.default_arm, inputs, comparison=core.shares.comparison)
-    arms = tuple(_arm(inputs, core, i, shares.arms[arm_id]) for i, arm_id in enumerate(arm_ids))
-    return _allocation(row.job, arms, shares.comparison, shares.holdout)
+        shares = _everything_to(default_arm, inputs, comparison=core.shares.comparison)
+    arms = tuple(
+        _arm(inputs, core, i, shares.arms[arm_id], row.lives[i], float(posterior.effective_trials()[0, i]))
+        for i, arm_id in enumerate(arm_ids)
+    )
+    made = _allocation(row.job, arms, shares.comparison, shares.holdout)
+    return msgspec.structs.replace(made, default_arm=default_arm, warnings=row.warnings)
+
+
+def _previous(inputs: Inputs) -> list[float] | None:
+    """Weights of the last interval, for steps of limited size; arms that are new had none."""
+    if inputs.lifecycle.max_step is None or inputs.before is None:
+        return None
+    before = inputs.before.arms
+    weights = [before[arm.arm_id].assignment_weight if arm.arm_id in before else 0.0 for arm in inputs.arms]
+    return weights if sum(weights) > 0.0 else None
+
+
+def _default_arm(inputs: Inputs, lives: Sequence[ArmLife]) -> str:
+    """Give the definition's default arm, or control if the allocator itself has taken its traffic."""
+    for arm, life in zip(inputs.arms, lives, strict=True):
+        if arm.arm_id == inputs.default_arm and ArmStatus(arm.status).eligible and not life.status.eligible:
+            return inputs.control
+    return inputs.default_arm
 
 
 def _shares(arm_ids: Sequence[str], core: Recalculated) -> Frozen:
@@ -350,12 +313,19 @@ def _everything_to(arm_id: str, inputs: Inputs, *, comparison: float) -> Frozen:
     return Frozen(comparison=comparison, holdout=0.0, arms=arms)
 
 
-def _arm(inputs: Inputs, core: Recalculated, index: int, shares: tuple[float, float, float]) -> ArmAllocation:
+def _arm(
+    inputs: Inputs,
+    core: Recalculated,
+    index: int,
+    shares: tuple[float, float, float],
+    life: ArmLife,
+    effective_trials: float,
+) -> ArmAllocation:
     arm, figures = inputs.arms[index], core.arms[index]
     cap = inputs.cap_micros / MICRO
     return ArmAllocation(
         arm_id=arm.arm_id,
-        status=arm.status,
+        status=life.status.value,
         weight=shares[0],
         assignment_weight=shares[1],
         selection_probability=shares[2],
@@ -364,6 +334,9 @@ def _arm(inputs: Inputs, core: Recalculated, index: int, shares: tuple[float, fl
         interval=(figures.low * cap, figures.high * cap),
         trials=arm.trials,
         successes=arm.successes,
+        effective_trials=effective_trials,
+        intervals_incubated=life.intervals_incubated,
+        intervals_below=life.intervals_below,
     )
 
 

@@ -16,14 +16,28 @@ record that it passes, once; an earlier boundary than before O(a k), from the pa
 """
 
 import heapq
+from array import array
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import msgspec
-
-from streams.counts import CellRow, CountsKey, Order, ProgressRecord, decode_key, decode_progress, decode_rows
+from streams.allocator.packing import (
+    HourSums,
+    Packed,
+    Period,
+    Row,
+    increments_of,
+    lags_of_lump,
+    pack,
+    shortened,
+    unpack,
+)
+from streams.counts import CellRow, CountsKey, ProgressRecord, decode_key, decode_progress, decode_rows
 from streams.join.cells import Group, View
 
-__all__ = ["ArmCounts", "CountsState"]
+__all__ = ["LAG_MAX_HOURS", "ArmCounts", "CountsState", "Period"]
+
+LAG_MAX_HOURS = 168
+"""Lags are told apart up to a week; later conversions count as of that lag."""
 
 
 class ArmCounts(NamedTuple):
@@ -36,56 +50,11 @@ class ArmCounts(NamedTuple):
 
 
 class _Slot(NamedTuple):
+    view: View
     version: int
     metric: str
     arm_id: str
-
-
-class _Row(NamedTuple):
-    slot: int
-    trials: int
-    lags: tuple[
-        tuple[int, ...], ...
-    ]  # lag, successes, value, value_sq; the last two left out for unit rewards
-
-
-class _Packed(NamedTuple):
-    order: Order
-    last_hour: int  # of anything in it, whatever the group; -1 if there is nothing
-    rows: tuple[_Row, ...]
-
-
-_pack_encoder = msgspec.msgpack.Encoder()
-_pack_decoder = msgspec.msgpack.Decoder(_Packed)
-_json_encoder = msgspec.json.Encoder()
-_json_decoder = msgspec.json.Decoder(_Packed)
-_JSON_START = ord("[")  # a three-element msgpack array starts with 0x93
-_MICROS = 10**6
-_MICROS2 = 10**12
-
-
-def _pack(packed: _Packed) -> bytes:
-    try:
-        return _pack_encoder.encode(packed)
-    except OverflowError:  # sums of squares beyond 64 bits, which msgpack has not
-        return _json_encoder.encode(packed)
-
-
-def _unpack(raw: bytes) -> _Packed:
-    return (_json_decoder if raw[0] == _JSON_START else _pack_decoder).decode(raw)
-
-
-def _short(lag: tuple[int, int, int, int]) -> tuple[int, ...]:
-    """Leave out what follows from the successes when every reward is 1: a third of the memory."""
-    _, successes, value, value_sq = lag
-    return lag[:2] if value == successes * _MICROS and value_sq == successes * _MICROS2 else lag
-
-
-def _increments(lag: tuple[int, ...]) -> tuple[int, int, int]:
-    """Successes, value and squares of a lag as it is packed."""
-    if len(lag) == 2:
-        return lag[1], lag[1] * _MICROS, lag[1] * _MICROS2
-    return lag[1], lag[2], lag[3]
+    segment: str
 
 
 class _Experiment:
@@ -93,10 +62,12 @@ class _Experiment:
 
     __slots__ = (
         "folded_hour",
+        "lag_successes",
         "names",
         "open_hours",
         "records",
         "slots",
+        "sources",
         "tail_hours",
         "tails",
         "totals",
@@ -104,7 +75,9 @@ class _Experiment:
     )
 
     def __init__(self) -> None:
-        self.slots: dict[tuple[int, str, str], int] = {}
+        self.slots: dict[_Slot, int] = {}
+        self.sources: set[int] = set()
+        self.lag_successes: list[array[int]] = []  # by slot and lag, of all folded buckets, whenever dated
         self.names: list[_Slot] = []
         self.records: dict[tuple[int, int], bytes] = {}  # (bucket, source partition)
         self.waiting: dict[int, list[int]] = {}  # bucket >= folded_hour -> source partitions
@@ -116,15 +89,17 @@ class _Experiment:
         ] = {}  # hour >= folded_hour -> slot -> what folded buckets add
         self.tail_hours: list[int] = []  # heap of the keys of `tails`
 
-    def new_slot(self, name: tuple[int, str, str]) -> int:
+    def new_slot(self, name: _Slot) -> int:
         index = self.slots[name] = len(self.names)
-        self.names.append(_Slot(*name))
+        self.names.append(name)
         self.totals.append([0, 0, 0, 0])
+        self.lag_successes.append(array("q"))
         return index
 
     def replace(self, place: tuple[int, int], raw: bytes | None) -> None:
         """Put a packed record, or nothing, at (bucket, source partition)."""
         bucket, source_partition = place
+        self.sources.add(source_partition)
         before = self.records.pop(place, None)
         if bucket >= self.folded_hour:
             if before is None and raw is not None:
@@ -136,9 +111,9 @@ class _Experiment:
                 self.waiting[bucket].remove(source_partition)
         else:
             if before is not None:
-                self._add(bucket, _unpack(before), -1)
+                self._add(bucket, unpack(before), -1)
             if raw is not None:
-                self._add(bucket, _unpack(raw), 1)
+                self._add(bucket, unpack(raw), 1)
         if raw is not None:
             self.records[place] = raw
 
@@ -148,18 +123,23 @@ class _Experiment:
         while self.open_hours and self.open_hours[0] < hour:
             bucket = heapq.heappop(self.open_hours)
             for source_partition in self.waiting.pop(bucket):
-                self._add(bucket, _unpack(self.records[bucket, source_partition]), 1)
+                self._add(bucket, unpack(self.records[bucket, source_partition]), 1)
         while self.tail_hours and self.tail_hours[0] < hour:
             for slot, increments in self.tails.pop(heapq.heappop(self.tail_hours)).items():
                 _add_to(self.totals[slot], 0, *increments)
 
-    def _add(self, bucket: int, packed: _Packed, sign: int) -> None:
+    def _add(self, bucket: int, packed: Packed, sign: int) -> None:
         for slot, trials, lags in packed.rows:
             total = self.totals[slot]
             total[0] += sign * trials
+            by_lag = self.lag_successes[slot]
             for lag in lags:
                 hour = bucket + lag[0]
-                successes, value, value_sq = _increments(lag)
+                successes, value, value_sq = increments_of(lag)
+                place = min(lag[0], LAG_MAX_HOURS)
+                if place >= len(by_lag):
+                    by_lag.extend([0] * (place + 1 - len(by_lag)))
+                by_lag[place] += sign * successes
                 if hour < self.folded_hour:
                     _add_to(total, 0, sign * successes, sign * value, sign * value_sq)
                     continue
@@ -171,17 +151,24 @@ class _Experiment:
                 increments[1] += sign * value
                 increments[2] += sign * value_sq
 
+    def rows_of(self, bucket: int) -> Iterator[Row]:
+        """Rows of a bucket, of all source partitions in order."""
+        for source in sorted(self.sources):
+            raw = self.records.get((bucket, source))
+            if raw is not None:
+                yield from unpack(raw).rows
+
     def recount(self, hour: int) -> list[list[int]]:
         """Totals as of ``hour`` from the records alone."""
         totals = [[0, 0, 0, 0] for _ in self.names]
         for (bucket, _), raw in self.records.items():
             if bucket >= hour:
                 continue
-            for slot, trials, lags in _unpack(raw).rows:
+            for slot, trials, lags in unpack(raw).rows:
                 totals[slot][0] += trials
                 for lag in lags:
                     if bucket + lag[0] < hour:
-                        _add_to(totals[slot], 0, *_increments(lag))
+                        _add_to(totals[slot], 0, *increments_of(lag))
         return totals
 
 
@@ -197,15 +184,15 @@ class CountsState:
 
     Parameters
     ----------
-    view
-        ``steering`` for policies, ``reporting`` for results.
+    views
+        ``steering`` for policies, ``reporting`` for guardrails and results.
     group
         Whose trials count: ``bandit`` for learning; units in the comparison group and those that got a
         default are never learned from.
     """
 
-    def __init__(self, *, view: View = "steering", group: Group = "bandit") -> None:
-        self._view = view
+    def __init__(self, *, views: tuple[View, ...] = ("steering",), group: Group = "bandit") -> None:
+        self._views = views
         self._group = group
         self._experiments: dict[str, _Experiment] = {}
         self._progress: dict[int, ProgressRecord] = {}
@@ -257,25 +244,25 @@ class CountsState:
             experiment = self._experiments[key.experiment_id] = _Experiment()
         place = (key.bucket, key.source_partition)
         known = experiment.records.get(place)
-        if known is not None and order <= _unpack(known).order:
+        if known is not None and order <= unpack(known).order:
             return False
-        packed = _Packed(order, _last_hour(key.bucket, rows), self._packed_rows(experiment, rows))
-        experiment.replace(place, _pack(packed))
+        packed = Packed(order, _last_hour(key.bucket, rows), self._packed_rows(experiment, rows))
+        experiment.replace(place, pack(packed))
         return True
 
-    def _packed_rows(self, experiment: _Experiment, rows: tuple[CellRow, ...]) -> tuple[_Row, ...]:
-        """Rows of the view and group that count, summed over segments and allocation versions."""
+    def _packed_rows(self, experiment: _Experiment, rows: tuple[CellRow, ...]) -> tuple[Row, ...]:
+        """Rows of the views and group that count, summed over allocation versions."""
         merged: dict[int, CellRow] = {}
         for row in rows:
-            if row.view != self._view or row.group != self._group:
+            if row.view not in self._views or row.group != self._group:
                 continue
-            name = (row.version, row.metric, row.arm_id)
+            name = _Slot(row.view, row.version, row.metric, row.arm_id, row.segment)
             slot = experiment.slots.get(name)
             if slot is None:
                 slot = experiment.new_slot(name)
             known = merged.get(slot)
             merged[slot] = row if known is None else _sum(known, row)
-        return tuple([_Row(slot, row.trials, tuple(map(_short, row.lags))) for slot, row in merged.items()])
+        return tuple([Row(slot, row.trials, tuple(map(shortened, row.lags))) for slot, row in merged.items()])
 
     def _remove(self, key: CountsKey) -> bool:
         experiment = self._experiments.get(key.experiment_id)
@@ -304,7 +291,9 @@ class CountsState:
             return None
         return min(self._progress[partition].watermark_ms for partition in range(n_source_partitions))
 
-    def as_of(self, experiment_id: str, version: int, metric: str, hour: int) -> dict[str, ArmCounts]:
+    def as_of(
+        self, experiment_id: str, version: int, metric: str, hour: int, *, view: View | None = None
+    ) -> dict[str, ArmCounts]:
         """Sum up per arm everything dated before the start of ``hour``.
 
         Parameters
@@ -313,25 +302,99 @@ class CountsState:
             Experiment, version of its definition, and metric.
         hour
             Hours since the epoch; buckets and conversion hours below it count, others do not.
+        view
+            By default the first of the views kept.
 
         Returns
         -------
         dict of str to ArmCounts
             Arms that were ever counted; others got nothing.
         """
+        found: dict[str, ArmCounts] = {}
+        for name, total in self._slots_as_of(experiment_id, version, metric, hour, view):
+            found[name.arm_id] = _plus(found.get(name.arm_id), total)
+        return {arm_id: total for arm_id, total in found.items() if any(total)}
+
+    def by_segment(
+        self, experiment_id: str, version: int, metric: str, hour: int
+    ) -> dict[str, dict[str, ArmCounts]]:
+        """Tell :meth:`as_of` apart by segment, then arm."""
+        found: dict[str, dict[str, ArmCounts]] = {}
+        for name, total in self._slots_as_of(experiment_id, version, metric, hour, None):
+            if any(total):
+                found.setdefault(name.segment, {})[name.arm_id] = total
+        return found
+
+    def _slots_as_of(
+        self, experiment_id: str, version: int, metric: str, hour: int, view: View | None
+    ) -> list[tuple[_Slot, ArmCounts]]:
         experiment = self._experiments.get(experiment_id)
         if experiment is None:
-            return {}
+            return []
         if hour >= experiment.folded_hour:
             experiment.fold(hour)
             totals = experiment.totals
         else:
             totals = experiment.recount(hour)
-        return {
-            name.arm_id: ArmCounts(*total)
+        wanted = (view or self._views[0], version, metric)
+        return [
+            (name, ArmCounts(*total))
             for name, total in zip(experiment.names, totals, strict=True)
-            if name.version == version and name.metric == metric and any(total)
+            if name[:3] == wanted
+        ]
+
+    def periods(
+        self,
+        experiment_id: str,
+        version: int,
+        metric: str,
+        hour: int,
+        *,
+        n_hours: int,
+        older: bool,
+        view: View | None = None,
+    ) -> dict[int, dict[str, Period]]:
+        """Tell :meth:`as_of` apart by the hour of the exposure.
+
+        Parameters
+        ----------
+        experiment_id, version, metric, hour, view
+            As there.
+        n_hours
+            So many hours before ``hour`` one by one.
+        older
+            Whether all hours before these are to be given, too, summed up.
+
+        Returns
+        -------
+        dict of int to dict of str to Period
+            Age in hours (0 is the last one before ``hour``), then arm; ``older`` has the age ``n_hours``.
+            There lags below ``n_hours`` and :data:`LAG_MAX_HOURS` are exact and all later ones count as the
+            last of them; values and squares are summed up at the first lag with any.
+        """
+        experiment = self._experiments.get(experiment_id)
+        if experiment is None:
+            return {}
+        names = {
+            slot: name.arm_id
+            for slot, name in enumerate(experiment.names)
+            if name[:3] == (view or self._views[0], version, metric)
         }
+        found: dict[int, dict[str, HourSums]] = {}
+        for bucket in range(hour - n_hours, hour):
+            for row in experiment.rows_of(bucket):
+                if row.slot in names:
+                    arms = found.setdefault(hour - 1 - bucket, {})
+                    arms.setdefault(names[row.slot], HourSums()).add(row, bucket, hour)
+        periods = {
+            age: {arm_id: sums.period() for arm_id, sums in arms.items()} for age, arms in found.items()
+        }
+        if older:
+            totals = self.as_of(experiment_id, version, metric, hour, view=view)
+            rest = _older(experiment, names, totals, found, hour, n_hours)
+            if rest:
+                periods[n_hours] = rest
+        return periods
 
     def first_hour(self, experiment_id: str) -> int | None:
         """First bucket with a record of the experiment; None if there is none. O(its records)."""
@@ -348,8 +411,44 @@ class CountsState:
         experiment = self._experiments.get(experiment_id)
         if experiment is None:
             return None
-        last = max((_unpack(raw).last_hour for raw in experiment.records.values()), default=-1)
+        last = max((unpack(raw).last_hour for raw in experiment.records.values()), default=-1)
         return last if last >= 0 else None
+
+
+def _older(
+    experiment: _Experiment,
+    names: dict[int, str],
+    totals: dict[str, ArmCounts],
+    recent: dict[int, dict[str, HourSums]],
+    hour: int,
+    n_hours: int,
+) -> dict[str, Period]:
+    """Everything of the totals that is not in the recent hours, per arm."""
+    known = {arm_id: [0] * min(n_hours, LAG_MAX_HOURS) for arm_id in names.values()}
+    for slot, arm_id in names.items():
+        for lag, successes in enumerate(experiment.lag_successes[slot][: len(known[arm_id])]):
+            known[arm_id][lag] += successes
+    later: dict[str, HourSums] = {}  # of an earlier boundary than the newest
+    for bucket in range(hour, experiment.folded_hour):
+        for row in experiment.rows_of(bucket):
+            if row.slot in names:
+                later.setdefault(names[row.slot], HourSums()).add(row, bucket, hour)
+    result = {}
+    for arm_id, total in totals.items():
+        trials, *sums = total
+        for arms in recent.values():
+            if arm_id in arms:
+                trials -= arms[arm_id].trials
+                for i, value in enumerate(arms[arm_id].total()):
+                    sums[i] -= value
+        for hours in (*recent.values(), later):
+            if arm_id in hours:
+                for lag, increments in hours[arm_id].all_lags.items():
+                    if lag < len(known[arm_id]):
+                        known[arm_id][lag] -= increments
+        if trials or any(sums):
+            result[arm_id] = Period(trials, lags_of_lump(known[arm_id], sums))
+    return result
 
 
 def _sum(one: CellRow, other: CellRow) -> CellRow:
@@ -365,3 +464,7 @@ def _last_hour(bucket: int, rows: tuple[CellRow, ...]) -> int:
     if not rows:
         return -1
     return bucket + max([lag[0] for row in rows for lag in row.lags[-1:]], default=0)  # lags are sorted
+
+
+def _plus(one: ArmCounts | None, other: ArmCounts) -> ArmCounts:
+    return other if one is None else ArmCounts(*(a + b for a, b in zip(one, other, strict=True)))

@@ -27,8 +27,9 @@ from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError
 
 from streams.allocations import Allocation, decode_allocation, encode_allocation
-from streams.allocator.compute import Failure, Inputs, Job, Stamp, counting_at, inputs_of
+from streams.allocator.compute import Failure
 from streams.allocator.counts_state import CountsState
+from streams.allocator.inputs import Job, Stamp, gather_inputs, is_chained
 from streams.allocator.log import Claim, LogState, Outcome, Published, encode_claim, versioned
 from streams.allocator.pool import ComputePool
 from streams.allocator.reader import PartitionReader
@@ -38,7 +39,6 @@ from streams.compacted import CompactedView
 from streams.config import Settings, TopicName
 from streams.errors import Fenced, RecordError, Retry, StateCorrupt
 from streams.experiments.definition import ExperimentRecord
-from streams.join.cells import HOUR_MS
 from streams.metrics import Metrics
 from streams.partitioning import partition_of
 
@@ -101,7 +101,7 @@ class PartitionAllocator:
         """Forget everything that was read."""
         self._reader = PartitionReader(self._settings, self.partition, self._take)
         self._loaded = False
-        self._counts = CountsState()
+        self._counts = CountsState(views=("steering", "reporting"))
         self._log = LogState()
         self._current: dict[str, tuple[int, int | None]] = {}  # in allocations: offset, version or tombstone
         self._stale: set[str] = set()
@@ -361,17 +361,19 @@ class PartitionAllocator:
             return []
         try:
             handled = self._handled.get(experiment_id)
-            found = due(record, handled, now, self._counts, limit=BOUNDARIES_PER_ROUND)
+            limit = 1 if is_chained(record) else BOUNDARIES_PER_ROUND
+            found = due(record, handled, now, self._counts, limit=limit)
             self._metrics.allocator_skipped_intervals_total.inc(found.skipped)
             if handled is not None:
                 self._advance(experiment_id, handled)  # the interval may have changed
             if not found.boundaries_ms:
                 return []
             newest = self._log.newest.get(experiment_id)
-            last = decode_allocation(newest.raw) if newest and record.status == "paused" else None
+            last = decode_allocation(newest.raw) if newest else None
             stamp = Stamp(self._claim, found.trigger, now.wall_ms)
             return [
-                Job(self._inputs(record, boundary_ms, last), stamp) for boundary_ms in found.boundaries_ms
+                Job(gather_inputs(record, boundary_ms, self._counts, last), stamp)
+                for boundary_ms in found.boundaries_ms
             ]
         except Exception:  # whatever is wrong with one experiment, the others get their allocations
             log.exception(
@@ -382,13 +384,6 @@ class PartitionAllocator:
             )
             self._fail(experiment_id, now.closed_ms() or 0)
             return []
-
-    def _inputs(self, record: ExperimentRecord, boundary_ms: int, last: Allocation | None) -> Inputs:
-        counting = counting_at(record, boundary_ms)
-        counts = self._counts.as_of(
-            record.experiment_id, counting.version, counting.reward.metric, boundary_ms // HOUR_MS
-        )
-        return inputs_of(record, boundary_ms, counts, last)
 
     def _fail(self, experiment_id: str, boundary_ms: int) -> None:
         """Count it, and do not try the same again before the next boundary or change."""

@@ -19,8 +19,9 @@ import numpy as np
 from bandit_core.posteriors import BetaPosterior, BetaPrior
 from bandit_core.shares import ArmStatus
 from streams.allocations import Allocation
-from streams.allocator.compute import LEVEL, MICRO
+from streams.allocator.compute import LEVEL
 from streams.allocator.counts_state import ArmCounts
+from streams.allocator.history import MICRO
 from streams.experiments.definition import Counting, ExperimentRecord
 
 __all__ = ["ArmReport", "Report", "report"]

@@ -62,7 +62,7 @@ async def _report(settings: Settings, experiment_id: str, number: int | None) ->
         )
     counting = _counting(record, number)
     metric = counting.reward.metric
-    shown, compared = CountsState(view="reporting"), CountsState(view="reporting", group="comparison")
+    shown, compared = CountsState(views=("reporting",)), CountsState(views=("reporting",), group="comparison")
     allocations: set[int] = set()
     async with LogReader(settings) as reader:
         partition = partition_of(experiment_id.encode(), settings.counts_partitions)

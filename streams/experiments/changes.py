@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from streams.errors import LifecycleError
-from streams.experiments.definition import Arm, Counting, ExperimentRecord, ExperimentStatus
+from streams.experiments.definition import Arm, ArmStatus, Counting, ExperimentRecord, ExperimentStatus
 from streams.experiments.reader import Problems, format_duration
 from streams.experiments.validation import ELIGIBLE, ArmEntry, Definition, check_shares
 
@@ -112,10 +112,8 @@ def _create(definition: Definition, now_ms: int) -> Change:
     return Change(record, (f"new experiment, {record.status}, {len(record.arms)} arms",))
 
 
-def _new_arm(entry: ArmEntry) -> Arm:
-    return Arm(
-        arm_id=entry.arm_id, status=entry.status or "active", levels=entry.levels, content=entry.content
-    )
+def _new_arm(entry: ArmEntry, status: ArmStatus = "active") -> Arm:
+    return Arm(arm_id=entry.arm_id, status=entry.status or status, levels=entry.levels, content=entry.content)
 
 
 def _version(definition: Definition, number: int, effective_from_ms: int) -> Counting:
@@ -180,7 +178,9 @@ def _merge_arms(definition: Definition, record: ExperimentRecord, problems: Prob
         )
     if record.status == "draft":
         merged = [arm for arm in merged if any(arm.arm_id == entry.arm_id for entry in definition.arms)]
-    return (*merged, *(_new_arm(entry) for entry in entries.values()))
+    # Nothing is known of a new arm: after Beta(1, 1) it would seem the best of all that have 5%.
+    status: ArmStatus = "active" if record.status == "draft" else "incubating"
+    return (*merged, *(_new_arm(entry, status) for entry in entries.values()))
 
 
 def _status(definition: Definition, record: ExperimentRecord, problems: Problems) -> ExperimentStatus:

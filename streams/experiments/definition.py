@@ -20,6 +20,7 @@ RewardKind = Literal["conversion_after_display", "click", "conversion_after_clic
 TrialWindow = Literal["hour", "experiment", "exposure"]
 Touch = Literal["last", "first", "all"]
 ExperimentStatus = Literal["draft", "live", "paused", "completed", "archived"]
+Delay = Literal["estimate", "gate", "none"]
 ArmStatus = Literal["pending", "incubating", "active", "stopped", "dropped"]
 
 
@@ -78,10 +79,33 @@ class Factor(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Prior(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Beta prior of every arm (dimensionless pseudo-counts)."""
+    """Beta prior of every arm (dimensionless pseudo-counts); ``pooled``: learned from all arms instead."""
 
     alpha: float = 1.0
     beta: float = 1.0
+    pooled: bool = False
+
+
+class Learning(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What steering makes of the counts; ``delay`` None is the default of the reward's kind."""
+
+    delay: Delay | None = None
+    half_life_ms: int | None = None
+    window_ms: int | None = None
+    stratify: bool = False
+    overdispersion: bool = False
+
+
+class Lifecycle(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the allocator may do by itself, interval by interval."""
+
+    adaptive_holdout: bool = False
+    adaptive_floor: bool = False
+    drop: bool = False
+    drop_intervals: int = 24
+    min_trials: int = 100
+    max_trials: int = 10_000
+    max_step: float | None = None
 
 
 class Policy(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -94,6 +118,8 @@ class Policy(Struct, frozen=True, kw_only=True, omit_defaults=True):
     holdout: float = 0.0
     comparison: float = 0.0
     prior: Prior = Prior()
+    learning: Learning = Learning()
+    lifecycle: Lifecycle = Lifecycle()
 
 
 class ExperimentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):

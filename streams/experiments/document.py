@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from streams.experiments.definition import Counting, ExperimentRecord, Policy, Reward
+from streams.experiments.definition import Counting, ExperimentRecord, Learning, Lifecycle, Policy, Reward
 from streams.experiments.reader import format_duration
 
 
@@ -86,5 +86,21 @@ def _policy(policy: Policy) -> dict[str, Any]:
         document["holdout"] = policy.holdout
     if policy.comparison:
         document["comparison"] = policy.comparison
-    document["prior"] = {"alpha": policy.prior.alpha, "beta": policy.prior.beta}
+    prior = {"alpha": policy.prior.alpha, "beta": policy.prior.beta}
+    document["prior"] = {"pooled": True} if policy.prior.pooled else prior
+    if learning := _learning(policy.learning):
+        document["learning"] = learning
+    usual = msgspec.structs.asdict(Lifecycle())
+    given = msgspec.structs.asdict(policy.lifecycle)
+    if changed := {key: value for key, value in given.items() if value != usual[key]}:
+        document["lifecycle"] = changed
     return {"policy": document}
+
+
+def _learning(learning: Learning) -> dict[str, Any]:
+    document = msgspec.to_builtins(learning)
+    for key in ("half_life", "window"):
+        if (value_ms := document.pop(f"{key}_ms", None)) is not None:
+            document[key] = format_duration(value_ms)
+    found: dict[str, Any] = document
+    return found

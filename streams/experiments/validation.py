@@ -20,9 +20,12 @@ from streams.config import DAY_MS, HOUR_MS
 from streams.experiments.definition import (
     ArmStatus,
     Counting,
+    Delay,
     Factor,
     Feature,
     Guardrail,
+    Learning,
+    Lifecycle,
     Policy,
     Prior,
     Reward,
@@ -36,6 +39,7 @@ ARMS_MAX = 1000
 SEGMENTS_MAX = 1000
 LEVEL_MAX_CHARACTERS = 128
 OTHER_LEVEL = "other"
+NOT_COMPUTED = frozenset({"contextual"})
 ELIGIBLE: tuple[ArmStatus, ...] = ("incubating", "active")
 
 DocumentStatus = Literal["draft", "live", "paused"]
@@ -373,13 +377,14 @@ def _read_policy(reader: Reader) -> Policy:
         policy_from_definition(algorithm, parameters, path=reader.path)
     except DefinitionError as error:
         reader.problems.add(error.path, error.problem)
+    if algorithm in NOT_COMPUTED:
+        reader.problem("algorithm", f"{algorithm} is not computed by the allocator yet; use thompson")
     interval_ms = reader.duration_ms("interval", HOUR_MS, low_ms=1, high_ms=30 * DAY_MS)
     if interval_ms % HOUR_MS:
         hours = max(1, round(interval_ms / HOUR_MS))
         reader.problem(
             "interval", f"{format_duration(interval_ms)} is not a whole number of hours; write e.g. {hours}h"
         )
-    prior = reader.mapping("prior")
     policy = Policy(
         algorithm=algorithm,
         parameters=parameters,
@@ -387,14 +392,79 @@ def _read_policy(reader: Reader) -> Policy:
         floor=reader.number("floor", 0.0, low=0, high=1) if reader.has("floor") else None,
         holdout=reader.number("holdout", 0.0, low=0, high=1, high_open=True),
         comparison=reader.number("comparison", 0.0, low=0, high=1, high_open=True),
-        prior=Prior(
-            alpha=prior.number("alpha", 1.0, low=0, high=1e6, low_open=True),
-            beta=prior.number("beta", 1.0, low=0, high=1e6, low_open=True),
-        ),
+        prior=_read_prior(reader.mapping("prior")),
+        learning=_read_learning(reader.mapping("learning")),
+        lifecycle=_read_lifecycle(reader.mapping("lifecycle")),
     )
-    prior.finish()
     reader.finish()
     return policy
+
+
+def _read_prior(reader: Reader) -> Prior:
+    """Alpha and beta, or mean and strength, which say the same, or `pooled`."""
+    pooled = reader.flag("pooled", False)
+    by_mean = reader.has("mean") or reader.has("strength")
+    by_counts = reader.has("alpha") or reader.has("beta")
+    if pooled and (by_mean or by_counts):
+        reader.problem("pooled", "the arms themselves give this prior; remove its other fields")
+    elif by_mean and by_counts:
+        reader.problem("mean", "given beside alpha and beta; use either mean and strength, or these")
+    elif by_mean and not (reader.has("mean") and reader.has("strength")):
+        missing = "strength" if reader.has("mean") else "mean"
+        reader.problem(missing, "missing; a prior by its mean needs mean and strength (in trials)")
+    mean = reader.number("mean", 0.5, low=0, high=1, low_open=True, high_open=True)
+    strength = reader.number("strength", 2.0, low=0, high=1e6, low_open=True)
+    alpha = reader.number("alpha", 1.0, low=0, high=1e6, low_open=True)
+    beta = reader.number("beta", 1.0, low=0, high=1e6, low_open=True)
+    reader.finish()
+    if pooled:
+        return Prior(pooled=True)
+    return (
+        Prior(alpha=mean * strength, beta=(1 - mean) * strength) if by_mean else Prior(alpha=alpha, beta=beta)
+    )
+
+
+def _read_learning(reader: Reader) -> Learning:
+    estimate: Delay = "estimate"
+    learning = Learning(
+        delay=reader.choice("delay", estimate, Delay) if reader.has("delay") else None,
+        half_life_ms=_hours_ms(reader, "half_life", 9 * DAY_MS),
+        window_ms=_hours_ms(reader, "window", 90 * DAY_MS),
+        stratify=reader.flag("stratify", False),
+        overdispersion=reader.flag("overdispersion", False),
+    )
+    reader.finish()
+    return learning
+
+
+def _hours_ms(reader: Reader, key: str, high_ms: int) -> int | None:
+    if not reader.has(key):
+        return None
+    value = reader.duration_ms(key, HOUR_MS, low_ms=HOUR_MS, high_ms=high_ms)
+    if value % HOUR_MS:
+        hours = max(1, round(value / HOUR_MS))
+        reader.problem(key, f"{format_duration(value)} is not a whole number of hours; write e.g. {hours}h")
+    return value
+
+
+def _read_lifecycle(reader: Reader) -> Lifecycle:
+    lifecycle = Lifecycle(
+        adaptive_holdout=reader.flag("adaptive_holdout", False),
+        adaptive_floor=reader.flag("adaptive_floor", False),
+        drop=reader.flag("drop", False),
+        drop_intervals=int(reader.number("drop_intervals", 24, low=1, high=10_000)),
+        min_trials=int(reader.number("min_trials", 100, low=0, high=1e9)),
+        max_trials=int(reader.number("max_trials", 10_000, low=1, high=1e9)),
+        max_step=reader.number("max_step", 0.1, low=0, high=1, low_open=True)
+        if reader.has("max_step")
+        else None,
+    )
+    if lifecycle.min_trials > lifecycle.max_trials:
+        reader.problem(
+            "min_trials", f"{lifecycle.min_trials} exceeds max_trials {lifecycle.max_trials}; lower it"
+        )
+    reader.finish()
+    return lifecycle
 
 
 def check_shares(policy: Policy, n_eligible: int, problems: Problems) -> None:

@@ -112,9 +112,10 @@ def test_a_stopped_arm_gets_nothing_and_keeps_its_figures() -> None:
 
 def test_a_reward_in_parts_counts_in_parts_and_is_shown_in_the_metrics_unit() -> None:
     versions = (Counting(version=1, effective_from_ms=0, reward=Reward(metric="r", kind="value", cap=200.0)),)
-    counts = {"a": ArmCounts(10, 4, 300_000_000, 0)}  # 300.0 of 10 * 200.0 possible
+    counts = {"a": ArmCounts(10, 4, 300_000_000, 4 * 75**2 * 10**12)}  # 4 of 10 paid 75 each
     arm = one(experiment(versions=versions), counts).arms[0]
-    assert arm.mean == pytest.approx(200 * (1 + 1.5) / (2 + 10))
+    # A hurdle: rate (1 + 4) / (2 + 10), times the mean amount, of which nothing but 75 was seen.
+    assert arm.mean == pytest.approx(5 / 12 * 75)
     assert 0 < arm.interval[0] < arm.mean < arm.interval[1] < 200
     assert (arm.trials, arm.successes) == (10, 4)
 
@@ -178,7 +179,11 @@ def test_one_failure_leaves_the_others_alone() -> None:
         (experiment("no-arms", arms=()), {}, "arms: there is none"),
         (experiment("algorithm", policy=Policy(algorithm="magic")), {}, "unknown algorithm 'magic'"),
         (experiment("floor", policy=Policy(floor=0.9)), {}, "floor: 0.9 for each of 3 eligible arms"),
-        (experiment("counts"), {"a": ArmCounts(1, 2, 2_000_000, 0)}, "successes of"),
+        (
+            experiment("counts"),
+            {"a": ArmCounts(1, 2, 2_000_000, 0)},
+            "period 0, arm 0: more successes than trials",
+        ),
         (experiment("winner", status="completed", winner="z"), {}, "winner: 'z' is not an arm"),
     ]
     jobs = [Job(inputs_of(good, HOUR_MS, {}, None), STAMP)]

@@ -10,7 +10,20 @@ import msgspec
 import pytest
 
 from streams.allocations import Allocation, ArmAllocation, decode_allocation, encode_allocation
-from streams.allocator.compute import ArmInputs, Frozen, Inputs, Job, Stamp, compute, inputs_in
+from streams.allocator.compute import compute
+from streams.allocator.inputs import (
+    ArmBefore,
+    ArmInputs,
+    Before,
+    Frozen,
+    GuardrailInputs,
+    Inputs,
+    Job,
+    LearningInputs,
+    LifecycleInputs,
+    Stamp,
+    inputs_in,
+)
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "allocations.md").read_text(encoding="utf-8")
@@ -33,7 +46,7 @@ def test_every_field_is_documented_in_its_order(index: int, type_: type[msgspec.
 
 
 def test_fields_within_inputs_are_named() -> None:
-    for type_ in (ArmInputs, Frozen):
+    for type_ in (ArmInputs, Frozen, LearningInputs, LifecycleInputs, GuardrailInputs, Before, ArmBefore):
         for name in type_.__struct_fields__:
             assert f"`{name}`" in TEXT
 

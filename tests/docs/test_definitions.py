@@ -20,6 +20,7 @@ from streams.experiments.changes import apply_definition
 from streams.experiments.definition import (
     ArmStatus,
     Counting,
+    Delay,
     ExperimentRecord,
     ExperimentStatus,
     Policy,
@@ -129,7 +130,7 @@ def test_every_key_of_a_definition_is_in_the_table(monkeypatch: pytest.MonkeyPat
     table = set(
         re.findall(r"^\| `([\w.\[\]]+)` \| [^|]+ \|(?: counting)? \| .+ \|$", EXPERIMENTS, re.MULTILINE)
     )
-    assert table == keys - {"reward", "policy", "policy.prior"}
+    assert table == keys - {"reward", "policy", "policy.prior", "policy.learning", "policy.lifecycle"}
 
 
 def test_what_makes_a_version_is_marked() -> None:
@@ -140,7 +141,7 @@ def test_what_makes_a_version_is_marked() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [get_args(kind) for kind in (RewardKind, TrialWindow, Touch, ExperimentStatus, ArmStatus)]
+    [get_args(kind) for kind in (RewardKind, TrialWindow, Touch, ExperimentStatus, ArmStatus, Delay)]
     + [algorithms()],
     ids=lambda options: options[0],
 )

@@ -87,7 +87,7 @@ def test_what_decides_counting_makes_a_version_a_lead_ahead(changes: dict[str, o
         ({"policy": {"floor": 0.1}}, "policy.floor: none -> 0.1"),
         ({"policy": {"comparison": 0.1}}, "policy.comparison: 0.0 -> 0.1"),
         ({"policy": {"prior": {"alpha": 2}}}, "policy.prior:"),
-        ({"arms": ["a", "b", "c", "d"]}, "arm d: new, active"),
+        ({"arms": ["a", "b", "c", "d"]}, "arm d: new, incubating"),
         ({"arms": ["a", "b"]}, "arm c: active -> stopped"),
         ({"arms": ["a", "b", {"id": "c", "status": "incubating"}]}, "arm c: active -> incubating"),
         ({"control": "b"}, "control: a -> b"),
@@ -153,7 +153,7 @@ def test_arms_never_vanish_and_are_not_revived_by_accident() -> None:
         ("a", "stopped"),
         ("b", "stopped"),
         ("c", "active"),
-        ("d", "active"),
+        ("d", "incubating"),
     ]
 
 

@@ -6,9 +6,17 @@ import pytest
 
 from streams.config import DAY_MS, HOUR_MS
 from streams.errors import DefinitionInvalid
+from streams.experiments.changes import apply_definition
 from streams.experiments.definition import Feature, Guardrail, Policy, Prior, Reward
+from streams.experiments.document import to_yaml
 from streams.experiments.reader import format_duration, read_duration_ms, read_instant_ms
-from streams.experiments.validation import Definition, algorithms, parse_definition, parse_definitions
+from streams.experiments.validation import (
+    NOT_COMPUTED,
+    Definition,
+    algorithms,
+    parse_definition,
+    parse_definitions,
+)
 
 SMALL = "{id: e, arms: [a, b], reward: {metric: buy}}"
 
@@ -110,9 +118,57 @@ def test_json_and_several_documents() -> None:
     assert [found.experiment_id for found in parse_definitions(f"[{small()}, {small(id='f')}]")] == ["e", "f"]
 
 
-@pytest.mark.parametrize("name", algorithms())
+@pytest.mark.parametrize("name", sorted(set(algorithms()) - NOT_COMPUTED))
 def test_every_algorithm_of_the_registry_is_known(name: str) -> None:
     assert parse_definition(small(policy={"algorithm": name})).policy.algorithm == name
+
+
+@pytest.mark.parametrize("name", sorted(NOT_COMPUTED))
+def test_what_the_allocator_cannot_compute_is_refused(name: str) -> None:
+    assert problems_of(small(policy={"algorithm": name})) == [
+        f"policy.algorithm: {name} is not computed by the allocator yet; use thompson"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "problem"),
+    [
+        (
+            {"learning": {"delay": "guess"}},
+            "policy.learning.delay: 'guess' is not one of estimate, gate, none",
+        ),
+        (
+            {"learning": {"half_life": "90m"}},
+            "policy.learning.half_life: 1h30m is not a whole number of hours",
+        ),
+        ({"learning": {"half_life": "10d"}}, "policy.learning.half_life: 10d is not from 1h to 9d"),
+        ({"learning": {"stratify": 1}}, "policy.learning.stratify: 1 is not true or false"),
+        ({"lifecycle": {"max_step": 0}}, "policy.lifecycle.max_step: 0 is not in (0, 1]"),
+        ({"lifecycle": {"min_trials": 20000}}, "policy.lifecycle.min_trials: 20000 exceeds max_trials 10000"),
+        ({"lifecycle": {"dropp": True}}, "policy.lifecycle.dropp: unknown key; did you mean drop?"),
+        ({"prior": {"mean": 0.1}}, "policy.prior.strength: missing; a prior by its mean needs"),
+        (
+            {"prior": {"mean": 0.1, "strength": 9, "alpha": 1}},
+            "policy.prior.mean: given beside alpha and beta",
+        ),
+        ({"prior": {"pooled": True, "alpha": 1}}, "policy.prior.pooled: the arms themselves give this prior"),
+    ],
+)
+def test_messages_about_learning_and_lifecycle(policy: dict[str, object], problem: str) -> None:
+    found = problems_of(small(policy=policy))
+    assert any(text.startswith(problem) for text in found), found
+
+
+def test_a_prior_by_its_mean_and_what_is_learned_come_back_as_a_document() -> None:
+    policy = {
+        "prior": {"mean": 0.25, "strength": 8},
+        "learning": {"delay": "gate", "half_life": "36h", "window": "3d", "stratify": True},
+        "lifecycle": {"drop": True, "max_step": 0.2},
+    }
+    definition = parse_definition(small(policy=policy))
+    assert definition.policy.prior == Prior(alpha=2.0, beta=6.0)
+    record = apply_definition(definition, None, now_ms=1, lead_ms=1).record
+    assert parse_definition(to_yaml(record)).policy == definition.policy
 
 
 def test_all_problems_are_named_at_once_each_with_its_path() -> None:
@@ -169,7 +225,7 @@ effective_from: 2024-01-01
         ({"policy": {"interval": 0}}, "policy.interval: 0ms is not from 1ms to 30d"),
         ({"policy": {"comparison": 1}}, "policy.comparison: 1 is not in [0, 1)"),
         ({"policy": {"prior": {"alpha": 0}}}, "policy.prior.alpha: 0 is not in (0, 1e+06]"),
-        ({"policy": {"prior": {"gamma": 1}}}, "policy.prior.gamma: unknown key; known here: alpha, beta"),
+        ({"policy": {"prior": {"gamma": 1}}}, "policy.prior.gamma: unknown key; known here: pooled, mean"),
         ({"arms": ["a"]}, "arms: one arm alone has nothing to be compared with; add an arm, or"),
         ({"arms": []}, "arms: empty; give at least two arms"),
         ({"arms": None}, "arms: missing; list the arms, or give factors whose product they are"),

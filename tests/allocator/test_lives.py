@@ -1,0 +1,223 @@
+"""Lives of arms through successive allocations: each starts from nothing but the record before it."""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from streams.allocations import Allocation, decode_allocation, encode_allocation
+from streams.allocator.compute import Job, Stamp, compute, inputs_in
+from streams.allocator.counts_state import ArmCounts, CountsState
+from streams.allocator.inputs import gather_inputs, inputs_of, is_chained
+from streams.counts import CountsKey, CountsRecord, Order, encode_counts, encode_key
+from streams.experiments.definition import (
+    Arm,
+    Counting,
+    ExperimentRecord,
+    Guardrail,
+    Lifecycle,
+    Policy,
+    Reward,
+)
+from streams.join.cells import Cell, CellKey, LagCounts
+
+HOUR_MS = 3_600_000
+STAMP = Stamp(claim=0, trigger="interval", computed_at_ms=7)
+RATES = {"a": 0.05, "b": 0.10, "c": 0.05, "d": 0.05}
+
+
+def experiment(statuses: dict[str, Any], **fields: Any) -> ExperimentRecord:
+    defaults: dict[str, Any] = {
+        "experiment_id": "e",
+        "revision": 1,
+        "status": "live",
+        "arms": tuple(Arm(arm_id=arm_id, status=status) for arm_id, status in statuses.items()),
+        "control": "a",
+        "versions": (Counting(version=1, effective_from_ms=0, reward=Reward(metric="m", kind="click")),),
+    }
+    return ExperimentRecord(**(defaults | fields))
+
+
+def after(
+    record: ExperimentRecord, hour: int, last: Allocation | None, trials: int = 2000, **own: int
+) -> Allocation:
+    """Allocate at an hour, through the bytes of the record before, and hold that an audit agrees."""
+    read = None if last is None else decode_allocation(encode_allocation(last))
+    counts = {}
+    for arm in record.arms:
+        n = own.get(arm.arm_id, trials)
+        s = round(n * RATES[arm.arm_id])
+        counts[arm.arm_id] = ArmCounts(n, s, s * 10**6, s * 10**12)
+    (found,) = compute([Job(inputs_of(record, hour * HOUR_MS, counts, read), STAMP)])
+    assert isinstance(found, Allocation), found
+    (again,) = compute([Job(inputs_in(found), STAMP)])
+    assert isinstance(again, Allocation)
+    assert encode_allocation(again) == encode_allocation(found)
+    return found
+
+
+def statuses(allocation: Allocation) -> str:
+    return " ".join(arm.status for arm in allocation.arms)
+
+
+def test_an_incubating_arm_gets_exactly_one_nth_until_it_has_its_trials() -> None:
+    record = experiment({"a": "active", "b": "active", "c": "active", "d": "incubating"})
+    assert is_chained(record)
+    first = after(record, 1, None, d=0)
+    assert first.arms[3].weight == 0.25
+    second = after(record, 2, first, d=150)
+    assert (second.arms[3].status, second.arms[3].weight) == ("incubating", 0.25)
+    assert second.arms[3].intervals_incubated == 1
+    # Twenty successes at the pooled rate of some 7% take about 300 trials.
+    third = after(record, 3, second, d=400)
+    assert third.arms[3].status == "active"
+    assert after(record, 4, third, d=400).arms[3].status == "active", "and stays so"
+
+
+def hopeless(hours: int, **lifecycle: Any) -> list[Allocation]:
+    record = experiment(
+        dict.fromkeys("abc", "active"), policy=Policy(lifecycle=Lifecycle(drop=True, **lifecycle))
+    )
+    made: list[Allocation] = []
+    for hour in range(1, hours + 1):
+        made.append(after(record, hour, made[-1] if made else None))
+    return made
+
+
+def test_an_arm_is_dropped_after_24_consecutive_hopeless_intervals_and_never_returns() -> None:
+    made = hopeless(26)
+    assert [arm.intervals_below for arm in made[23].arms] == [23, 0, 23]
+    assert statuses(made[23]) == "active active active"
+    assert statuses(made[24]) == "active active dropped", "never control"
+    assert made[24].arms[2].weight == 0
+    assert statuses(made[25]) == "active active dropped"
+    again = experiment(dict.fromkeys("abc", "active"), revision=9)
+    assert statuses(after(again, 40, made[25])) == "active active dropped", "also with drop turned off"
+
+
+def test_one_good_interval_starts_the_count_anew() -> None:
+    made = hopeless(10)
+    record = experiment(dict.fromkeys("abc", "active"), policy=Policy(lifecycle=Lifecycle(drop=True)))
+    good = after(record, 11, made[-1], trials=20)
+    assert [arm.intervals_below for arm in good.arms] == [0, 0, 0]
+
+
+def test_a_change_of_the_definition_counts_no_interval() -> None:
+    made = hopeless(10)
+    record = experiment(
+        dict.fromkeys("abc", "active"), revision=2, policy=Policy(lifecycle=Lifecycle(drop=True))
+    )
+    again = after(record, 10, made[-1])
+    assert [arm.intervals_below for arm in again.arms] == [arm.intervals_below for arm in made[-1].arms]
+
+
+def test_the_last_two_are_never_dropped() -> None:
+    record = experiment(
+        {"a": "active", "b": "active"},
+        policy=Policy(lifecycle=Lifecycle(drop=True, drop_intervals=2)),
+        control="b",
+    )
+    last = None
+    for hour in range(1, 9):
+        last = after(record, hour, last)
+        assert statuses(last) == "active active"
+
+
+def test_the_holdout_shrinks_when_control_is_known_and_never_rises() -> None:
+    policy = Policy(lifecycle=Lifecycle(adaptive_holdout=True))
+    record = experiment(dict.fromkeys("abc", "active"), policy=policy)
+    first = after(record, 1, None, trials=100)
+    assert first.holdout == pytest.approx(1 / 3)
+    vague = after(record, 2, first, trials=100)
+    assert vague.holdout == first.holdout
+    last, before = vague, vague.holdout
+    for hour in range(3, 40):
+        last = after(record, hour, last, trials=20_000)
+        assert last.holdout == pytest.approx(max(0.05, before * 0.9), abs=1e-11)
+        before = last.holdout
+    assert last.holdout == 0.05
+    assert after(record, 41, last, trials=100).holdout == 0.05
+
+
+def test_weights_move_by_the_largest_step_at_most() -> None:
+    policy = Policy(floor=0.0, lifecycle=Lifecycle(max_step=0.1))
+    record = experiment(dict.fromkeys("abc", "active"), policy=policy)
+    last = after(record, 1, None, trials=0)
+    for hour in range(2, 12):
+        new = after(record, hour, last)
+        for one, other in zip(last.arms, new.arms, strict=True):
+            assert abs(one.assignment_weight - other.assignment_weight) <= 0.1 + 1e-9
+        last = new
+    assert last.arms[1].weight > 0.99
+
+
+# --- guardrails, from counts of the reporting view ---
+
+
+def guarded(margin: float | None) -> ExperimentRecord:
+    refund = Reward(metric="refund", lower_is_better=True)
+    counting = Counting(
+        version=1,
+        effective_from_ms=0,
+        reward=Reward(metric="m", kind="click"),
+        guardrails=(Guardrail(reward=refund, margin=margin),),
+        conversion_window_ms=2 * HOUR_MS,
+    )
+    return experiment(dict.fromkeys("abc", "active"), versions=(counting,), default_arm="c")
+
+
+def refunds(rates: dict[str, float], hours: int) -> CountsState:
+    state, rng = CountsState(views=("steering", "reporting")), np.random.default_rng(3)
+    for hour in range(100, 100 + hours):
+        cells = {}
+        for arm_id, rate in rates.items():
+            n = int(rng.binomial(500, rate))
+            key = CellKey("e", 1, "reporting", "refund", arm_id, "", "bandit", 0, hour)
+            cells[key] = Cell(500, 0, {1: LagCounts(n, n * 10**6, n * 10**12)} if n else {})
+        key_of = CountsKey("e", 0, hour)
+        state.absorb(encode_key(key_of), encode_counts(key_of, CountsRecord(Order(0, 0, 0), cells)))
+    return state
+
+
+def guarded_run(record: ExperimentRecord, state: CountsState, hours: int) -> Allocation:
+    last: Allocation | None = None
+    for hour in range(101, 101 + hours, 6):
+        (found,) = compute([Job(gather_inputs(record, hour * HOUR_MS, state, last), STAMP)])
+        assert isinstance(found, Allocation), found
+        (again,) = compute([Job(inputs_in(found), STAMP)])
+        assert isinstance(again, Allocation)
+        assert encode_allocation(again) == encode_allocation(found)
+        last = decode_allocation(encode_allocation(found))
+    assert last is not None
+    return last
+
+
+def test_a_guardrail_stops_the_arm_that_harms_and_no_other() -> None:
+    state = refunds({"a": 0.04, "b": 0.04, "c": 0.08}, 60)
+    last = guarded_run(guarded(0.1), state, 60)
+    assert statuses(last) == "active active stopped"
+    assert last.default_arm == "a", "who was shown the default must not get the harmful arm"
+    assert statuses(guarded_run(guarded(None), state, 60)) == "active active active"
+
+
+def test_a_stopped_arm_returns_when_it_was_stopped_and_then_made_active() -> None:
+    last = guarded_run(guarded(0.1), refunds({"a": 0.04, "b": 0.04, "c": 0.08}, 60), 60)
+    for status, expected in (("active", "stopped"), ("stopped", "stopped"), ("active", "active")):
+        record = experiment(
+            {"a": "active", "b": "active", "c": status}, revision=last.definition_revision + 1
+        )
+        last = after(record, 200, last)
+        assert last.arms[2].status == expected
+
+
+def test_equal_arms_are_not_stopped() -> None:
+    last = guarded_run(guarded(0.05), refunds({"a": 0.04, "b": 0.04, "c": 0.04}, 60), 60)
+    assert statuses(last) == "active active active"
+
+
+def test_inputs_do_not_depend_on_which_objects_are_the_same() -> None:
+    record = experiment({"a": "active", "b": "active"}, policy=Policy(lifecycle=Lifecycle(max_trials=10_000)))
+    other = msgspec.json.decode(msgspec.json.encode(record), type=ExperimentRecord)
+    one, two = after(record, 1, None), after(other, 1, None)
+    assert encode_allocation(one) == encode_allocation(two)
