@@ -98,6 +98,7 @@ class PartitionRunner:
         self._epochs: Mapping[TP, int] = {}
         self._backlog = Backlog()
         self._stopping = asyncio.Event()
+        self._known_claim = -1
         self._last_chunk_s = time.monotonic()
         self._batches = 0
         self._counts = CountsPublisher(
@@ -203,6 +204,7 @@ class PartitionRunner:
     async def _become_owner(self) -> bool:
         if not await self._again(claim=True):
             return False
+        self._known_claim = self.partition.head.claim
         self._counts.mark_all()
         return True
 
@@ -280,19 +282,25 @@ class PartitionRunner:
             except _Rewind as reason:
                 log.info("%s: back to the journal's positions: %s", self.name, reason)
                 self._context.metrics.rewinds_total.inc()
-                await self._again(claim=False)
+                await self._go_on(claim=False)
             except StoreCorrupt as error:
                 log.warning("%s: %s; set aside and rebuilt", self.name, error)
                 self.partition.reset("corrupt")
-                if await self._again(claim=True):
-                    self._counts.mark_all()
+                await self._go_on(claim=True)
             except JournalDiverged:
                 raise
             except Retry as error:
                 log.warning("%s: %s; tried again in %.1f s", self.name, error, RETRY_S)
                 self._context.health.beat(self.name)
                 await asyncio.sleep(RETRY_S)
-                await self._again(claim=not self.owner.active)
+                await self._go_on(claim=not self.owner.active)
+
+    async def _go_on(self, *, claim: bool) -> None:
+        """As `_again`; after a new claim, also publish what a record whose fate was in doubt has counted."""
+        if await self._again(claim=claim) and self.partition.head.claim != self._known_claim:
+            self._known_claim = self.partition.head.claim
+            self._counts.mark_all()
+            await self._verdicts.put_pending(self.partition.pending_verdicts())
 
     async def _next_topic(self) -> str | None:
         """Topic whose records are next; None if there are none."""

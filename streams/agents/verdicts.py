@@ -63,17 +63,23 @@ class VerdictEmitter:
         self._topic_names = topic_names
         self._work: asyncio.Queue[_Work] = asyncio.Queue(BACKLOG)
         self.through = 0  # every verdict of a journal record with a smaller offset is emitted
+        self._queued = 0  # ... or queued
 
     async def put(
         self, journal_offset: int, topic: str, verdicts: Sequence[Verdict], records: Mapping[int, Record]
     ) -> None:
         """Queue the verdicts of one journal record; waits while too many are queued."""
+        self._queued = journal_offset + 1
         await self._work.put(_Work(journal_offset + 1, topic, verdicts, records))
 
     async def put_pending(self, pending: Sequence[PendingVerdicts]) -> None:
-        """Queue what an earlier owner may not have emitted; the originals are read again."""
+        """Queue what an earlier owner, or an earlier claim of this one, may not have emitted.
+
+        What is queued already is left out; the originals of the rest are read again.
+        """
         for each in pending:
-            await self.put(each.journal_offset, each.topic, each.verdicts, {})
+            if each.journal_offset >= self._queued:
+                await self.put(each.journal_offset, each.topic, each.verdicts, {})
 
     async def run(self) -> None:
         """Emit until cancelled; a failure is retried, and the records after it wait."""

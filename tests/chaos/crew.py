@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
 import time
@@ -17,7 +18,7 @@ from tests.harness.workers import WorkerHandle
 
 DISK_BYTES = 192 << 20
 STOP_DEADLINE_S = 40.0
-INSPECT = str(Path(__file__).with_name("inspect"))
+INSPECT = f"{Path(__file__).with_name('inspect')}{os.pathsep}{Path(__file__).parents[2]}"
 SUPERVISE_S = 0.5
 
 

@@ -57,10 +57,15 @@ async def archive(world: World, fault: Fault, pick: random.Random) -> None:
 
 async def journal_truncated(world: World, fault: Fault, pick: random.Random) -> None:
     """The broker is killed, the end of a partition's log is cut off, the broker starts again."""
-    number = pick.randrange(world.settings.partitions)
     async with world.broker_lock:
         await asyncio.to_thread(world.kafka.kill)
-        folder = world.kafka.folder / "data" / f"{world.settings.topic('journal')}-{number}"
+        folders = {
+            number: world.kafka.folder / "data" / f"{world.settings.topic('journal')}-{number}"
+            for number in range(world.settings.partitions)
+        }
+        with_data = [number for number, each in folders.items() if max(each.glob("*.log")).stat().st_size]
+        number = pick.choice(with_data or list(folders))
+        folder = folders[number]
         segment = max(folder.glob("*.log"))
         size = segment.stat().st_size
         left = pick.randrange(size // 2, size) if size else 0
