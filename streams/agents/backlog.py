@@ -3,9 +3,11 @@
 The order in which the topics are read changes no count, but it changes what counting costs: a conversion that
 is read long before its exposures makes each of them a recount of its unit. In a backlog the two topics would
 drift apart by hours, since a fetch of the thinner one covers more time. So conversions are read up to the
-append time of the next exposure, and exposures at most a batch ahead of them.
+event time that the exposures have reached, and exposures at most a batch ahead of them. A conversion that
+waits for exposures of its time and was appended long before those in hand, is read at last: one dated in the
+future holds nothing up.
 
-Cost: O(log n) a batch.
+Cost: a dozen conversions decoded a batch, to find where it ends.
 """
 
 import asyncio
@@ -15,6 +17,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from streams.agents.context import SOURCES
+from streams.errors import EventError
+from streams.events import decode_conversion, timestamp_ms
 from streams.join.step import SourceRecord
 from streams.transport import Chunk
 
@@ -23,6 +27,8 @@ __all__ = ["Backlog", "Opened"]
 QUEUED_CHUNKS = 2  # of a topic, beside the one in work, before it is left out of fetches
 OTHER_WAIT_S = 0.2
 ALONE_S = 1.0
+APPENDED_BEFORE_MS = 60_000
+EARLY_RECORDS = 250  # conversions read at a time before exposures of their time
 
 
 class Opened:
@@ -34,6 +40,11 @@ class Opened:
         self.records = records
         self.following = following
         self.first = 0
+
+    @property
+    def head(self) -> SourceRecord:
+        """The next record."""
+        return self.records[self.first]
 
 
 class Backlog:
@@ -50,12 +61,11 @@ class Backlog:
         """Whether nothing is in hand."""
         return not self._opened and not any(self._queued.values())
 
-    @property
-    def alone(self) -> str | None:
-        """Topic in work while nothing is in hand of the other."""
-        if len(self._opened) != 1:
-            return None
-        return next(iter(self._opened))
+    def lacks_exposures(self, reached_ms: int) -> bool:
+        """Whether only conversions are in hand, and they are of a time that exposures have not reached."""
+        if len(self._opened) != 1 or "conversions" not in self._opened:
+            return False
+        return _event_ms(self._opened["conversions"].head) > reached_ms
 
     def is_full(self, topic: str) -> bool:
         """Whether a topic need not be fetched now."""
@@ -83,7 +93,7 @@ class Backlog:
         return True
 
     async def wait_for(self, topic: str) -> None:
-        """Wait a moment for a topic that has lag; after waiting in vain, not again for a while."""
+        """Wait a moment for a topic with lag; after waiting in vain, not again for a while."""
         end_s = time.monotonic() + OTHER_WAIT_S
         if self._alone_until_s > end_s - OTHER_WAIT_S:
             return
@@ -105,26 +115,43 @@ class Backlog:
         if opened is not None:
             self._opened[topic] = opened
 
-    def next_topic(self) -> str | None:
-        """Topic whose next record was appended first; exposures if both were at once."""
-        heads = {topic: each.records[each.first].timestamp_ms for topic, each in self._opened.items()}
-        return min(heads, key=lambda topic: (heads[topic], topic != "exposures"), default=None)
+    def next_topic(self, reached_ms: int) -> str | None:
+        """Topic to go on with; ``reached_ms`` is the greatest event time of the exposures so far."""
+        if len(self._opened) < len(SOURCES):
+            return next(iter(self._opened), None)
+        conversion, exposure = (self._opened[topic].head for topic in ("conversions", "exposures"))
+        is_due = (
+            _event_ms(conversion) <= reached_ms
+            or conversion.timestamp_ms < exposure.timestamp_ms - APPENDED_BEFORE_MS
+        )
+        return "conversions" if is_due else "exposures"
 
-    def take(self, topic: str, max_records: int, max_bytes: int) -> tuple[Sequence[SourceRecord], int]:
-        """Take the records of a batch out, at least one; and the position after them."""
+    def take(
+        self, topic: str, max_records: int, max_bytes: int, until_ms: int | None
+    ) -> tuple[Sequence[SourceRecord], int]:
+        """Take the records of a batch out, and the position after them; conversions up to ``until_ms``."""
         each = self._opened[topic]
         records, first = each.records, each.first
         last = min(first + max_records, len(records))
-        other = self._opened.get("exposures")
-        if topic == "conversions" and other is not None:
-            until_ms = other.records[other.first].timestamp_ms
-            last = bisect_right(records, until_ms, first, last, key=lambda record: record.timestamp_ms)
+        if topic == "conversions" and until_ms is not None:
+            due = bisect_right(records, until_ms, first, last, key=_event_ms)
+            last = due if due > first else min(first + EARLY_RECORDS, last)
         last = max(first + 1, _within_bytes(records, first, last, max_bytes))
         if last == len(records):
             del self._opened[topic]
             return records[first:] if first else records, each.following
         each.first = last
         return records[first:last], records[last].offset
+
+
+def _event_ms(record: SourceRecord) -> int:
+    """Event time of a conversion; -1 for a record that has none, which need not wait."""
+    if not record.value:
+        return -1
+    try:
+        return timestamp_ms(decode_conversion(record.value))
+    except EventError:
+        return -1
 
 
 def _within_bytes(records: Sequence[SourceRecord], first: int, last: int, max_bytes: int) -> int:

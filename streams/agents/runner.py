@@ -46,7 +46,6 @@ LOST_AFTER_S = 3.0
 RETRY_S = 0.5
 SWEEP_EVERY_BATCHES = 4
 SWEEP_STEP_BYTES = 1 << 20
-_OTHER = {"exposures": "conversions", "conversions": "exposures"}
 
 
 class _Rewind(Exception):
@@ -311,12 +310,14 @@ class PartitionRunner:
             while (chunk := backlog.next_chunk(topic)) is not None:
                 backlog.open(topic, await self._open(chunk))
             self._set_busy(topic, backlog.is_full(topic))
-        alone = backlog.alone
-        if alone is not None and self.progress.lag_records(_OTHER[alone]):
-            await backlog.wait_for(_OTHER[alone])
-            if (chunk := backlog.next_chunk(_OTHER[alone])) is not None:
-                backlog.open(_OTHER[alone], await self._open(chunk))
-        return backlog.next_topic()
+        if backlog.lacks_exposures(self._reached_ms()) and self.progress.lag_records("exposures"):
+            await backlog.wait_for("exposures")
+            if (chunk := backlog.next_chunk("exposures")) is not None:
+                backlog.open("exposures", await self._open(chunk))
+        return backlog.next_topic(self._reached_ms())
+
+    def _reached_ms(self) -> int:
+        return self.partition.head.maxima.get("exposures", -1)
 
     async def _open(self, chunk: Chunk) -> Opened | None:
         """Check where a chunk starts; None if it is of before the last seek."""
@@ -342,7 +343,12 @@ class PartitionRunner:
     async def _process(self, topic: str) -> None:
         """Commit the next records of a topic."""
         settings = self._context.settings
-        records, following = self._backlog.take(topic, settings.batch_max_records, settings.batch_max_bytes)
+        records, following = self._backlog.take(
+            topic,
+            settings.batch_max_records,
+            settings.batch_max_bytes,
+            self._reached_ms() if self.progress.lag_records("exposures") else None,
+        )
         await self._commit(topic, records, following)
 
     async def _over_gap(self, topic: str, position: int) -> int:
