@@ -164,7 +164,7 @@ class Run:
         rows = checks.rows_of(world.sources, skipped)
         definitions = list(world.definitions.values())
         expected = await checks.oracle(rows, definitions, world.journal, settings)
-        self._hold("counts", await checks.check_counts(settings, expected))
+        self._hold("counts", await checks.check_counts(settings, expected, definitions))
         self._hold("verdicts", checks.check_rules(rows, definitions, world.journal, settings))
         self._hold("account", checks.check_account(rows, world.journal))
         self._hold("skips", self._skip_problems(world))

@@ -49,14 +49,22 @@ async def oracle(
     return add_cells([cells])
 
 
-async def check_counts(settings: Settings, expected: Mapping[CellKey, Cell]) -> list[str]:
-    """The topic counts, as the allocator reads it, against the oracle."""
+async def check_counts(
+    settings: Settings, expected: Mapping[CellKey, Cell], definitions: list[ExperimentRecord]
+) -> list[str]:
+    """The topic counts, as the allocator reads it, against the oracle.
+
+    Records of archived experiments may remain there after a crash between the sweep that dropped the cells
+    and its tombstones; nobody reads them.
+    """
+    over = {record.experiment_id for record in definitions if record.status == "archived"}
     found: list[str] = []
 
     async def equal() -> bool:
         async with LogReader(settings) as reader:
             counted = await read_counts(settings, reader)
-        found[:] = differences(counted.cells, expected)
+        cells = {key: cell for key, cell in counted.cells.items() if key.experiment_id not in over}
+        found[:] = differences(cells, expected)
         return not found
 
     try:
