@@ -22,9 +22,10 @@ from streams.allocations import Allocation
 from streams.allocator.compute import LEVEL
 from streams.allocator.counts_state import ArmCounts
 from streams.allocator.history import MICRO
+from streams.allocator.inference import Inference
 from streams.experiments.definition import Counting, ExperimentRecord
 
-__all__ = ["ArmReport", "Report", "report"]
+__all__ = ["ArmReport", "Report", "present_statuses", "report"]
 
 FEW_SUCCESSES = 100
 _NOTHING = ArmCounts(0, 0, 0, 0)
@@ -55,6 +56,8 @@ class Report(NamedTuple):
     arms: tuple[ArmReport, ...]
     comparison: ArmReport | None
     notes: tuple[str, ...]
+    lower_is_better: bool = False
+    inference: Inference | None = None
 
 
 def report(
@@ -65,6 +68,7 @@ def report(
     comparison: ArmCounts = _NOTHING,
     allocation: Allocation | None = None,
     n_allocations: int = 0,
+    inference: Inference | None = None,
 ) -> Report:
     """Put figures and notes together.
 
@@ -80,12 +84,15 @@ def report(
         The allocation now in force.
     n_allocations
         Number of different allocations under which these units were assigned.
+    inference
+        What may be claimed of them.
     """
     cap = counting.reward.cap
     prior = BetaPrior(record.policy.prior.alpha, record.policy.prior.beta)
     rows = [counts.get(arm.arm_id, _NOTHING) for arm in record.arms]
     posterior = _posterior(rows, cap, prior)
-    eligible = np.array([[ArmStatus(arm.status).eligible for arm in record.arms]])
+    statuses = present_statuses(record, allocation)
+    eligible = np.array([[ArmStatus(status).eligible for status in statuses]])
     best = (
         posterior.best(eligible=eligible, lower_is_better=counting.reward.lower_is_better).probability[0]
         if eligible.any()
@@ -96,7 +103,7 @@ def report(
     arms = tuple(
         ArmReport(
             arm_id=arm.arm_id,
-            status=arm.status,
+            status=statuses[i],
             trials=rows[i].trials,
             successes=rows[i].successes,
             mean=float(mean[i]),
@@ -116,7 +123,21 @@ def report(
         arms=arms,
         comparison=_comparison(comparison, cap, prior) if comparison.trials else None,
         notes=_notes(record, counting, arms, n_allocations),
+        lower_is_better=counting.reward.lower_is_better,
+        inference=inference,
     )
+
+
+def present_statuses(record: ExperimentRecord, allocation: Allocation | None) -> list[str]:
+    """Status of each arm: the allocation's, where it is newer than the definition or the arm's own end."""
+    shown = {arm.arm_id: arm.status for arm in allocation.arms} if allocation is not None else {}
+    current = allocation is not None and allocation.definition_revision >= record.revision
+    return [
+        shown[arm.arm_id]
+        if arm.arm_id in shown and (current or shown[arm.arm_id] == ArmStatus.DROPPED)
+        else arm.status
+        for arm in record.arms
+    ]
 
 
 def _posterior(rows: list[ArmCounts], cap: float, prior: BetaPrior) -> BetaPosterior:

@@ -93,8 +93,17 @@ async def check_results_are_shown(world: World) -> None:
     assert [arm["weight"] for arm in found["arms"]] == [
         arm.weight for arm in (await world.edge())["banner"].arms
     ]
+    inference = found["inference"]
+    assert inference["warnings"] == [] or "name no allocation" in inference["warnings"][-1]
+    assert set(inference["assumptions"]) >= {"contrasts", "bandit_effect", "sample_ratio", "safe_to_stop"}
+    assert inference["weeks"] == pytest.approx(1, abs=0.02)
+    assert not inference["safe_to_stop"]
+    lines = (await asyncio.to_thread(output_of, world.settings, "results", "banner", "--csv")).splitlines()
+    assert lines[0].startswith("arm,status,trials")
+    assert len(lines) == 4
     text = await asyncio.to_thread(output_of, world.settings, "results", "banner")
     assert "P(best)" in text
+    assert "It is not yet safe to stop" in " ".join(text.split())
     assert "Shares changed 167 times" in text
 
 
