@@ -16,7 +16,7 @@ STAMP := .venv/.installed
 COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-config \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo bench league test check lint types unit integration wheel-test lock clean
+.PHONY: help demo bench league test check lint types unit integration chaos soak wheel-test lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -54,8 +54,14 @@ unit: $(STAMP) ## tests that need no broker and no patience
 
 check: lint types unit ## lint, types and unit tests: what to run before a commit
 
-integration: $(STAMP) ## every test but chaos, the slow ones too, on a real Kafka, with coverage
-	$(BIN)/python -m pytest -m "not chaos" --cov --cov-report=term
+integration: $(STAMP) ## every test, the slow ones and a minute of faults too, on a real Kafka, with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+chaos: $(STAMP) ## the fault campaign, every kind of fault: make chaos ARGS="--seed 7"
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+soak: $(STAMP) ## campaigns with random seeds for hours: make soak ARGS="--hours 6"
+	$(BIN)/python -m tests.chaos --soak $(ARGS)
 
 wheel-test: $(STAMP) ## build the wheel, install it alone in a fresh venv, test that
 	rm -rf build/wheel && mkdir -p build/wheel
