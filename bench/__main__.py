@@ -21,7 +21,10 @@ from typing import Any
 
 from bench.aiokafka_reader import AiokafkaReader
 from bench.contestant import BROKER_CORE, Arena, Contestant, Run, Unavailable, can_pin, on_core
+from bench.faust_join import FaustJoin
+from bench.kafka_streams.contestant import KafkaStreams
 from bench.product import BanditStreams, define, settings_of
+from bench.quix_join import QuixJoin
 from bench.workload import Counts, Workload, expected, produce
 from streams.embedded import EmbeddedKafka
 
@@ -61,7 +64,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def contestants(profile: Path | None = None) -> dict[str, Contestant]:
     """All contestants by name, in the order in which they run."""
-    found: list[Contestant] = [AiokafkaReader(), BanditStreams(profile=profile)]
+    found: list[Contestant] = [
+        AiokafkaReader(),
+        BanditStreams(profile=profile),
+        KafkaStreams("at_least_once"),
+        KafkaStreams("exactly_once_v2"),
+        QuixJoin(),
+        FaustJoin(),
+    ]
     return {each.name: each for each in found}
 
 
@@ -120,7 +130,9 @@ async def compete(options: argparse.Namespace, arena: Arena, wanted: Counts) -> 
         try:
             for number in range(options.repeat):
                 runs.append(await contestant.run(arena, number))
-                report(f"{name}: {arena.n_events / runs[-1].seconds:,.0f} events/s")
+                run = runs[-1]
+                used_us = 1e6 * run.cpu_seconds / arena.n_events
+                report(f"{name}: {arena.n_events / run.seconds:,.0f} events/s, {used_us:.1f} CPU us an event")
         except Unavailable as reason:
             report(f"{name}: left out: {reason}")
             continue

@@ -141,7 +141,8 @@ async def run_script(command: Sequence[str], arena: Arena, *, log: Path) -> Run:
             done = await asyncio.to_thread(_line, process, log)
             used_s, peak = cpu_seconds(process.pid) - before_s, peak_bytes(process.pid)
     except TimeoutError:
-        raise SystemExit(f"{command}: not done within {arena.deadline_s:.0f} s; see {log}") from None
+        text = log.read_text(errors="replace")[-3000:]
+        raise SystemExit(f"{command}: not done within {arena.deadline_s:.0f} s:\n{text}") from None
     finally:
         process.kill()
         process.wait()
