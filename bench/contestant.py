@@ -141,8 +141,7 @@ async def run_script(command: Sequence[str], arena: Arena, *, log: Path) -> Run:
             done = await asyncio.to_thread(_line, process, log)
             used_s, peak = cpu_seconds(process.pid) - before_s, peak_bytes(process.pid)
     except TimeoutError:
-        text = log.read_text(errors="replace")[-3000:]
-        raise SystemExit(f"{command}: not done within {arena.deadline_s:.0f} s:\n{text}") from None
+        raise SystemExit(f"{command}: not done within {arena.deadline_s:.0f} s:\n{_tail(log)}") from None
     finally:
         process.kill()
         process.wait()
@@ -163,7 +162,11 @@ def _line(process: "subprocess.Popen[bytes]", log: Path) -> dict[str, Any]:
     while line := process.stdout.readline(READ_LINE_BYTES):
         if line.startswith(b"{"):
             return dict(json.loads(line))
-    raise SystemExit(f"the process ended without a result:\n{log.read_text(errors='replace')[-3000:]}")
+    raise SystemExit(f"the process ended without a result:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-3000:]
 
 
 def script(module: str, arena: Arena, **more: Any) -> list[str]:
