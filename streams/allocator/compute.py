@@ -37,12 +37,14 @@ from bandit_core.counts import PeriodCounts
 from bandit_core.lifecycle import ArmLife
 from bandit_core.policies import Policy as CorePolicy
 from bandit_core.policies import policy_from_definition
+from bandit_core.policies.contextual import Contextual
 from bandit_core.posteriors import BetaPosterior, BetaPrior
 from bandit_core.posteriors.hurdle import HurdlePosterior
 from bandit_core.probability_best import BestArm
 from bandit_core.shares import ArmStatus, ShareSettings
 from bandit_core.steering import Steering, SteeringSettings, steering_posterior
 from streams.allocations import Allocation, AllocationState, ArmAllocation
+from streams.allocator.contextual import Averaged, allocate_by_segment
 from streams.allocator.history import MICRO, read_history
 from streams.allocator.inputs import (
     ENGINE,
@@ -249,8 +251,22 @@ def _published(row: _Prepared, posterior: BetaPosterior) -> Allocation:
         holdout=holdout_of(inputs, row.lives),
         floor=floor_of(inputs, row.policy.default_floor, n_eligible),
     )
+    policy: CorePolicy = row.policy
+    segments: dict[str, tuple[float, ...]] = {}
+    if isinstance(row.policy, Contextual) and inputs.context is not None:
+        found = allocate_by_segment(
+            inputs,
+            row.policy,
+            row.posterior,
+            row.statuses,
+            settings,
+            rng=np.random.default_rng(_seed(inputs)),
+            level=LEVEL,
+        )
+        policy = Averaged(found.average)
+        segments = found.weights if any(life.status.eligible for life in row.lives) else {}
     core = allocate(
-        row.policy,
+        policy,
         posterior,
         trials=[arm.trials for arm in inputs.arms],
         successes=[arm.value_micros / inputs.cap_micros for arm in inputs.arms],
@@ -277,7 +293,7 @@ def _published(row: _Prepared, posterior: BetaPosterior) -> Allocation:
         for i, arm_id in enumerate(arm_ids)
     )
     made = _allocation(row.job, arms, shares.comparison, shares.holdout)
-    return msgspec.structs.replace(made, default_arm=default_arm, warnings=row.warnings)
+    return msgspec.structs.replace(made, default_arm=default_arm, warnings=row.warnings, segments=segments)
 
 
 def _previous(inputs: Inputs) -> list[float] | None:

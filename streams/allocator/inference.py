@@ -13,6 +13,7 @@ Cost: O(hours * arms^2).
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -89,6 +90,7 @@ def infer(
     window_hours: int,
     lower_is_better: bool,
     propensities: Mapping[int, Sequence[float]],
+    by_segment: bool = False,
 ) -> Inference:
     """Make the claims.
 
@@ -108,6 +110,9 @@ def infer(
         Whether the least mean is the best.
     propensities
         P(arm | bandit group) under each allocation version.
+    by_segment
+        Whether weights differed by segment: then arms saw different kinds of units, and nothing is said of
+        one arm against another.
     """
     logged, unknown = _logged(observed, propensities, len(arm_ids))
     found = claims_of(
@@ -128,9 +133,16 @@ def infer(
     warnings = [_named(text, arm_ids) for text in found.warnings]
     if unknown:
         warnings.append(
-            f"{unknown:.1%} of the units name no allocation that is in the log: the sample ratio of these"
-            " cannot be tested"
+            f"{unknown:.1%} of the units name no allocation of the log that has one propensity for all units:"
+            " the sample ratio of these cannot be tested"
         )
+    if by_segment:
+        warnings.append(
+            "weights differ by segment, so the arms saw different kinds of units: no arm is compared with"
+            " another; the comparison group tells what the experiment as a whole earns"
+        )
+        contrasts = ()
+        found = replace(found, winner=None, arms=tuple(replace(arm, lift_control=None) for arm in found.arms))
     effect = found.bandit_effect
     return Inference(
         arms={

@@ -33,6 +33,7 @@ __all__ = [
     "ArmBefore",
     "ArmInputs",
     "Before",
+    "ContextInputs",
     "Frozen",
     "GuardrailInputs",
     "Inputs",
@@ -113,6 +114,15 @@ class GuardrailInputs(Struct, frozen=True, kw_only=True):
     history: str = ""
 
 
+class ContextInputs(Struct, frozen=True, kw_only=True):
+    """Counts by segment: per arm trials and sum of rewards; names and levels are as in the definition."""
+
+    features: tuple[tuple[str, tuple[str, ...]], ...]
+    factors: tuple[tuple[str, tuple[str, ...]], ...]
+    levels: dict[str, tuple[str, ...]]
+    segments: dict[str, tuple[tuple[int, int], ...]] = {}
+
+
 class ArmBefore(Struct, frozen=True, kw_only=True):
     """An arm in the last allocation: its status as defined then and as published, and its counters."""
 
@@ -162,6 +172,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
     lifecycle: LifecycleInputs = LifecycleInputs()
     guardrails: tuple[GuardrailInputs, ...] = ()
     before: Before | None = None
+    context: ContextInputs | None = None
 
 
 class Stamp(NamedTuple):
@@ -239,10 +250,12 @@ def gather_inputs(
     inputs = inputs_of(record, boundary_ms, counts.as_of(name, version, metric, hour), last)
     arm_ids = [arm.arm_id for arm in inputs.arms]
     learning = inputs.learning
-    history, guardrails = None, []
+    history, guardrails, context = None, [], None
     if learning.n_hours and record.status != "archived":
         hours = counts.periods(name, version, metric, hour, n_hours=learning.n_hours, older=learning.older)
         history = pack_history(hours, arm_ids)
+    if record.policy.algorithm == "contextual" and record.status == "live":
+        context = _context(record, counting, counts.by_segment(name, version, metric, hour))
     for guardrail in counting.guardrails if record.status == "live" else ():
         if guardrail.margin is not None:
             hours = counts.periods(
@@ -263,7 +276,7 @@ def gather_inputs(
                     history=pack_history(hours, arm_ids),
                 )
             )
-    return msgspec.structs.replace(inputs, history=history, guardrails=tuple(guardrails))
+    return msgspec.structs.replace(inputs, history=history, guardrails=tuple(guardrails), context=context)
 
 
 def inputs_of(
@@ -324,6 +337,24 @@ def inputs_of(
         learning=learning_of(policy, counting),
         lifecycle=LifecycleInputs(**msgspec.structs.asdict(policy.lifecycle)),
         before=_before(last),
+    )
+
+
+def _context(
+    record: ExperimentRecord, counting: Counting, counts: Mapping[str, Mapping[str, ArmCounts]]
+) -> ContextInputs:
+    arms = record.arms
+    segments = {}
+    for segment in sorted(counts):
+        found = [counts[segment].get(arm.arm_id, _NOTHING) for arm in arms]
+        segments[segment] = tuple((got.trials, got.value_micros) for got in found)
+    # Arms that a later document added by hand have no levels: then the arms themselves are what differs.
+    factors = record.factors if all(arm.levels for arm in arms) else ()
+    return ContextInputs(
+        features=tuple((each.name, each.levels) for each in sorted(counting.features, key=lambda f: f.name)),
+        factors=tuple((factor.name, factor.levels) for factor in factors),
+        levels={arm.arm_id: tuple(arm.levels[factor.name] for factor in factors) for arm in arms},
+        segments=segments,
     )
 
 

@@ -30,6 +30,7 @@ __all__ = ["ComputePool"]
 
 DIRECT_MAX_ARMS = 100
 CHUNK_MAX_JOBS = 128
+HISTORY_COST = 4  # of an arm whose hours are told apart, against one whose are not
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,13 @@ def _initialise() -> None:
 def _end_with(sentinel: int) -> None:
     connection.wait([sentinel])
     os._exit(1)
+
+
+def _cost_arms(job: Job) -> int:
+    """Arms of an experiment without history that cost as much."""
+    if job.inputs.context is not None:
+        return DIRECT_MAX_ARMS + 1  # a model is fitted: never in the event loop
+    return len(job.inputs.arms) * (1 if job.inputs.history is None else HISTORY_COST)
 
 
 class ComputePool:
@@ -73,7 +81,7 @@ class ComputePool:
         BrokenProcessPool
             If the processes are killed again and again.
         """
-        if sum(len(job.inputs.arms) for job in jobs) <= DIRECT_MAX_ARMS:
+        if sum(map(_cost_arms, jobs)) <= DIRECT_MAX_ARMS:
             return compute(jobs)
         try:
             return await self._elsewhere(jobs)

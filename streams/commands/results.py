@@ -121,6 +121,8 @@ def _inference(
         return None
     propensities = {}
     for version, logged in log.items():
+        if logged.segments:
+            continue  # the propensity was another one in each segment
         weights = {arm.arm_id: arm.weight / (1.0 - logged.comparison) for arm in logged.arms}
         propensities[version] = [weights.get(arm_id, 0.0) for arm_id in arm_ids]
     return infer(
@@ -132,6 +134,7 @@ def _inference(
         window_hours=observation.window_hours,
         lower_is_better=counting.reward.lower_is_better,
         propensities=propensities,
+        by_segment=any(logged.segments for logged in log.values()),
     )
 
 

@@ -39,7 +39,7 @@ ARMS_MAX = 1000
 SEGMENTS_MAX = 1000
 LEVEL_MAX_CHARACTERS = 128
 OTHER_LEVEL = "other"
-NOT_COMPUTED = frozenset({"contextual"})
+CELLS_MAX = 2000
 ELIGIBLE: tuple[ArmStatus, ...] = ("incubating", "active")
 
 DocumentStatus = Literal["draft", "live", "paused"]
@@ -137,6 +137,7 @@ def _read_definition(document: object, problems: Problems) -> Definition:
     default_arm = _read_named_arm(reader, "default_arm", arms, eligible)
     sticky: Literal["unit", "interval"] = reader.choice("sticky", "unit", Literal["unit", "interval"])
     counting = _read_counting(reader)
+    _check_context(policy, counting, len(arms), problems)
     effective_from_ms = None
     if reader.has("effective_from"):
         try:
@@ -367,6 +368,21 @@ def _read_features(reader: Reader) -> tuple[Feature, ...]:
     return tuple(features)
 
 
+def _check_context(policy: Policy, counting: Counting, n_arms: int, problems: Problems) -> None:
+    """Note a problem if weights by segment are asked for and cannot be had."""
+    if policy.algorithm != "contextual":
+        return
+    n_cells = n_arms * math.prod(len(feature.levels) + 1 for feature in counting.features)
+    if not counting.features:
+        problems.add("features", "missing; contextual learns weights by the levels of at least one feature")
+    elif n_cells > CELLS_MAX:
+        problems.add(
+            "features", f"segments x arms make {n_cells} cells; contextual takes {CELLS_MAX} at most"
+        )
+    if counting.reward.kind == "value":
+        problems.add("reward.kind", "value cannot be learned by segment; use thompson, or another kind")
+
+
 # --- policy ---
 
 
@@ -377,8 +393,6 @@ def _read_policy(reader: Reader) -> Policy:
         policy_from_definition(algorithm, parameters, path=reader.path)
     except DefinitionError as error:
         reader.problems.add(error.path, error.problem)
-    if algorithm in NOT_COMPUTED:
-        reader.problem("algorithm", f"{algorithm} is not computed by the allocator yet; use thompson")
     interval_ms = reader.duration_ms("interval", HOUR_MS, low_ms=1, high_ms=30 * DAY_MS)
     if interval_ms % HOUR_MS:
         hours = max(1, round(interval_ms / HOUR_MS))

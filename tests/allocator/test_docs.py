@@ -15,6 +15,7 @@ from streams.allocator.inputs import (
     ArmBefore,
     ArmInputs,
     Before,
+    ContextInputs,
     Frozen,
     GuardrailInputs,
     Inputs,
@@ -46,7 +47,16 @@ def test_every_field_is_documented_in_its_order(index: int, type_: type[msgspec.
 
 
 def test_fields_within_inputs_are_named() -> None:
-    for type_ in (ArmInputs, Frozen, LearningInputs, LifecycleInputs, GuardrailInputs, Before, ArmBefore):
+    for type_ in (
+        ArmInputs,
+        Frozen,
+        LearningInputs,
+        LifecycleInputs,
+        GuardrailInputs,
+        Before,
+        ArmBefore,
+        ContextInputs,
+    ):
         for name in type_.__struct_fields__:
             assert f"`{name}`" in TEXT
 

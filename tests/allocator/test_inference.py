@@ -187,3 +187,10 @@ def test_the_allocators_own_steps_are_an_arms_present_status() -> None:
 
     assert present_statuses(record, allocation(4)) == ["active", "dropped", "active"]
     assert present_statuses(record, allocation(3)) == ["active", "dropped", "incubating"]
+
+
+def test_weights_by_segment_leave_the_comparison_group_alone_to_speak() -> None:
+    found = inferred(observe({"a": 0.05, "b": 0.08}, comparison=0.04), by_segment=True)
+    assert (found.contrasts, found.winner, found.lift_control["b"]) == ((), None, None)
+    assert found.bandit_effect is not None
+    assert any("weights differ by segment" in warning for warning in found.warnings)

@@ -11,7 +11,6 @@ from streams.experiments.definition import Feature, Guardrail, Policy, Prior, Re
 from streams.experiments.document import to_yaml
 from streams.experiments.reader import format_duration, read_duration_ms, read_instant_ms
 from streams.experiments.validation import (
-    NOT_COMPUTED,
     Definition,
     algorithms,
     parse_definition,
@@ -118,16 +117,22 @@ def test_json_and_several_documents() -> None:
     assert [found.experiment_id for found in parse_definitions(f"[{small()}, {small(id='f')}]")] == ["e", "f"]
 
 
-@pytest.mark.parametrize("name", sorted(set(algorithms()) - NOT_COMPUTED))
+@pytest.mark.parametrize("name", algorithms())
 def test_every_algorithm_of_the_registry_is_known(name: str) -> None:
-    assert parse_definition(small(policy={"algorithm": name})).policy.algorithm == name
+    text = small(policy={"algorithm": name}, features={"device": ["mobile"]})
+    assert parse_definition(text).policy.algorithm == name
 
 
-@pytest.mark.parametrize("name", sorted(NOT_COMPUTED))
-def test_what_the_allocator_cannot_compute_is_refused(name: str) -> None:
-    assert problems_of(small(policy={"algorithm": name})) == [
-        f"policy.algorithm: {name} is not computed by the allocator yet; use thompson"
-    ]
+def test_weights_by_segment_need_features_few_cells_and_a_rate() -> None:
+    policy = {"algorithm": "contextual"}
+    missing = "features: missing; contextual learns weights by the levels of at least one feature"
+    assert problems_of(small(policy=policy)) == [missing]
+    features = {f"f{i}": list("abcdefghi") for i in range(3)}
+    (found,) = problems_of(small(policy=policy, features=features, arms=list("abc")))
+    assert found == "features: segments x arms make 3000 cells; contextual takes 2000 at most"
+    reward = {"metric": "m", "kind": "value", "cap": 5}
+    (found,) = problems_of(small(policy=policy, features={"device": ["a"]}, reward=reward))
+    assert found.startswith("reward.kind: value cannot be learned by segment")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,147 @@
+"""Weights by segment: from cells with segments to the arm that an edge shows."""
+
+import pytest
+
+from bandit_core.policies.base import DefinitionError, Parameters
+from streams.allocations import Allocation, encode_allocation
+from streams.allocator.compute import Job, Stamp, compute, inputs_in
+from streams.allocator.contextual import Averaged
+from streams.allocator.counts_state import CountsState
+from streams.allocator.inputs import gather_inputs
+from streams.allocator.pool import ComputePool
+from streams.counts import CountsKey, CountsRecord, Order, encode_counts, encode_key
+from streams.edge.table import DecisionTable
+from streams.experiments.definition import Arm, Counting, ExperimentRecord, Factor, Feature, Policy, Reward
+from streams.join.cells import Cell, CellKey, LagCounts
+from streams.join.segments import segment_of
+
+HOUR_MS = 3_600_000
+HOUR = 1000
+FEATURES = (
+    Feature(name="device", levels=("mobile", "desktop")),
+    Feature(name="country", levels=("DE", "FR")),
+)
+STAMP = Stamp(claim=0, trigger="interval", computed_at_ms=7)
+
+
+def experiment(**fields: object) -> ExperimentRecord:
+    counting = Counting(
+        version=1, effective_from_ms=0, reward=Reward(metric="m", kind="click"), features=FEATURES
+    )
+    values: dict[str, object] = {
+        "experiment_id": "e",
+        "revision": 1,
+        "status": "live",
+        "arms": (Arm(arm_id="a"), Arm(arm_id="b")),
+        "control": "a",
+        "versions": (counting,),
+        "policy": Policy(algorithm="contextual", comparison=0.1, holdout=0.05),
+    }
+    return ExperimentRecord(**(values | fields))  # type: ignore[arg-type]  # a mapping of mixed fields
+
+
+def counted(rates: dict[tuple[str, str], float], trials: int = 2000) -> CountsState:
+    """Per (device, arm) a rate; half of the units are from DE, half from FR."""
+    state, cells = CountsState(), {}
+    for (device, arm), rate in rates.items():
+        for country in ("DE", "FR"):
+            segment = segment_of(FEATURES, {"device": device, "country": country})
+            n = round(trials * rate)
+            key = CellKey("e", 1, "steering", "m", arm, segment, "bandit", 0, HOUR)
+            cells[key] = Cell(trials, 0, {0: LagCounts(n, n * 10**6, n * 10**12)})
+    place = CountsKey("e", 0, HOUR)
+    state.absorb(encode_key(place), encode_counts(place, CountsRecord(Order(0, 0, 0), cells)))
+    return state
+
+
+OPPOSED = {("mobile", "a"): 0.10, ("mobile", "b"): 0.05, ("desktop", "a"): 0.05, ("desktop", "b"): 0.10}
+
+
+def job(record: ExperimentRecord, state: CountsState) -> Job:
+    return Job(gather_inputs(record, (HOUR + 1) * HOUR_MS, state, None), STAMP)
+
+
+def one(record: ExperimentRecord, state: CountsState) -> Allocation:
+    (found,) = compute([job(record, state)])
+    assert isinstance(found, Allocation), found
+    (again,) = compute([Job(inputs_in(found), STAMP)])
+    assert isinstance(again, Allocation)
+    assert encode_allocation(again) == encode_allocation(found)
+    return found
+
+
+def test_every_segment_has_its_own_winner_and_the_table_their_average() -> None:
+    found = one(experiment(), counted(OPPOSED))
+    assert len(found.segments) == 9, "every level, and `other`, of both features"
+    for country in ("DE", "FR", "other"):
+        assert found.segments[f"country={country}|device=mobile"][0] > 0.95
+        assert found.segments[f"country={country}|device=desktop"][1] > 0.95
+    for weights in found.segments.values():
+        assert sum(weights) == pytest.approx(1, abs=1e-11)
+    assert [arm.assignment_weight for arm in found.arms] == pytest.approx([0.5, 0.5], abs=0.05)
+    assert found.state == "trained"
+
+
+def test_without_counts_all_segments_start_about_equal() -> None:
+    found = one(experiment(), CountsState())
+    assert found.state == "created"
+    for weights in found.segments.values():
+        assert weights == pytest.approx((0.5, 0.5), abs=0.1)
+
+
+def test_an_edge_shows_a_unit_what_its_segment_says() -> None:
+    record = experiment(policy=Policy(algorithm="contextual"))
+    table = DecisionTable(max_age_ms=1000, clock_ms=lambda: 0)
+    table.set_experiment("e", record)
+    table.set_allocation("e", one(record, counted(OPPOSED)), 0)
+    for device, best in (("mobile", "a"), ("desktop", "b")):
+        shown = [
+            table.decide("e", f"unit-{i}", {"device": device, "country": "DE"}).arm_id for i in range(300)
+        ]
+        assert shown.count(best) > 270
+
+
+def test_factors_carry_over_to_arms_that_were_hardly_seen() -> None:
+    factors = (Factor(name="colour", levels=("red", "green")), Factor(name="text", levels=("short", "long")))
+    arms = tuple(
+        Arm(arm_id=f"{colour}-{text}", levels={"colour": colour, "text": text})
+        for colour in factors[0].levels
+        for text in factors[1].levels
+    )
+    rates = {
+        (device, arm.arm_id): 0.05 * (2 if "green" in arm.arm_id else 1) * (2 if "long" in arm.arm_id else 1)
+        for device in ("mobile", "desktop")
+        for arm in arms
+        if arm.arm_id != "green-long"
+    }
+    found = one(experiment(arms=arms, factors=factors, control="red-short"), counted(rates))
+    assert found.inputs["context"]["levels"]["green-long"] == ("green", "long")
+    for country in ("DE", "FR"):
+        assert max(found.segments[f"country={country}|device=mobile"]) == pytest.approx(
+            found.segments[f"country={country}|device=mobile"][3]
+        )
+
+
+def test_a_stopped_arm_has_no_weight_in_any_segment() -> None:
+    arms = (Arm(arm_id="a"), Arm(arm_id="b"), Arm(arm_id="c", status="stopped"))
+    found = one(experiment(arms=arms), counted(OPPOSED))
+    assert {weights[2] for weights in found.segments.values()} == {0.0}
+
+
+def test_an_average_is_made_of_no_definition() -> None:
+    with pytest.raises(DefinitionError, match="an average of segments has no parameters"):
+        Averaged.from_parameters(Parameters({}, "policy"))
+
+
+async def test_models_are_fitted_in_another_process_with_the_same_bytes() -> None:
+    pool = ComputePool(max_workers=1)
+    try:
+        work = [job(experiment(), counted(OPPOSED))]
+        (found,) = await pool.compute(work)
+        assert pool.started
+        (here,) = compute(work)
+        assert isinstance(found, Allocation)
+        assert isinstance(here, Allocation)
+        assert encode_allocation(found) == encode_allocation(here)
+    finally:
+        pool.close()
