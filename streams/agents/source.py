@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from aiokafka.structs import TopicPartition
 
 from streams.connection import explain
@@ -36,6 +36,14 @@ def explained(where: str) -> Iterator[None]:
     """
     try:
         yield
+    except UnknownTopicOrPartitionError as error:
+        # The topics were there when the worker started: a broker that has just come back does not know all
+        # of them yet, and one that was deleted ends the worker at its next assignment.
+        raise BrokerUnavailable(
+            "the brokers do not know a topic or partition that was there",
+            where=where,
+            action="wait while brokers start; if it stays, run `bandit-streams topics check`",
+        ) from error
     except (KafkaError, OSError) as error:
         raise explain(error, where=where) or BrokerUnavailable(repr(error), where=where) from error
 

@@ -125,7 +125,7 @@ class Head(Struct, frozen=True, kw_only=True):
 
 
 class Claim(Struct, frozen=True, kw_only=True, tag_field="kind", tag="claim"):
-    """A worker takes the partition; ``journal_id`` counts only while the journal has none."""
+    """A worker takes the partition; ``journal_id`` counts where the journal has none or a smaller one."""
 
     v: int = VERSION
     owner: str

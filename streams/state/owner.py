@@ -194,7 +194,7 @@ class Owner:
             owner=self.name,
             generation=self._generation,
             written_at_ms=self._clock_ms(),
-            journal_id=max(self._clock_ms(), known + 1) if self.partition.head.journal_id == 0 else 0,
+            journal_id=max(self._clock_ms(), known + 1) if self._begins_a_life() else 0,
         )
         data = encode(record)
         offset = await self.log.append(data, timeout_s=self._limits.append_timeout_s)
@@ -212,6 +212,13 @@ class Owner:
         if rival > self._generation and not await self._heartbeat_fresh():
             return Fenced(f"generation {rival} has claimed, this worker has {self._generation}")
         return None
+
+    def _begins_a_life(self) -> bool:
+        """Whether what this claim leads to must come after all that was published of the journal so far.
+
+        So for an empty journal, and for one whose end was lost: claims in the lost part had greater offsets.
+        """
+        return self.partition.head.journal_id == 0 or self.partition.must_outrank
 
     async def _catch_up(self) -> Divergence | None:
         """Apply all that the journal has; else say why this copy cannot follow it."""

@@ -82,11 +82,14 @@ class _Local(Struct, frozen=True, kw_only=True):
         Journal offset that this copy started from; -1 while it is empty.
     known_journal_id
         Greatest journal id of the copies that were set aside for this one.
+    is_cut
+        Whether one of them was set aside because the journal had lost records that it had.
     """
 
     format: int = FORMAT
     base: int = -1
     known_journal_id: int = 0
+    is_cut: bool = False
 
 
 class _StoredVerdicts(Struct, frozen=True, array_like=True):
@@ -202,6 +205,11 @@ class Partition:
     def known_journal_id(self) -> int:
         """Greatest journal id that this data folder has seen."""
         return max(self.head.journal_id, self._local.known_journal_id)
+
+    @property
+    def must_outrank(self) -> bool:
+        """Whether records of this journal are lost under whose claims counts were published."""
+        return self._local.is_cut and self._local.known_journal_id >= self.head.journal_id
 
     @property
     def closed(self) -> bool:
@@ -394,9 +402,10 @@ class Partition:
     def reset(self, reason: str) -> None:
         """Set the database aside (a bounded number is kept) and go on with an empty one."""
         known = self.known_journal_id
+        is_cut = reason in ("truncated", "recreated") or self.must_outrank
         self._store.set_aside(reason, detail=f"{self.name} at journal offset {self.head.journal_offset}")
         self._store.open()
-        self.head, self._local = Head(), _Local(known_journal_id=known)
+        self.head, self._local = Head(), _Local(known_journal_id=known, is_cut=is_cut)
         batch = WriteBatch(raw_mode=True)
         batch[LOCAL_KEY] = msgspec.msgpack.encode(self._local)
         self._store.write(batch)

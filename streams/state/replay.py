@@ -77,7 +77,9 @@ def _after_claim(head: Head, offset: int, record: Claim) -> Head:
     first = head.journal_id == 0
     return replace(
         head,
-        journal_id=record.journal_id or record.written_at_ms if first else head.journal_id,
+        journal_id=record.journal_id or record.written_at_ms
+        if first
+        else max(head.journal_id, record.journal_id),
         claim=offset,
         owner=record.owner,
         generation=record.generation,

@@ -60,7 +60,7 @@ def settings_of(bootstrap: str, schedule: Schedule, folder: Path) -> Settings:
         sweep_interval_ms=5_000,
         sweep_max_bytes=1 << 20,
         unit_max_events=150,
-        stall_deadline_ms=30_000,
+        stall_deadline_ms=65_000,
         shutdown_deadline_ms=10_000,
         recovery_deadline_ms=60_000,
         allocation_max_age_ms=3 * 86_400_000,

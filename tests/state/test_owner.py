@@ -375,6 +375,34 @@ async def test_the_journal_id_grows_with_every_journal_even_if_the_clock_does_no
     assert third.partition.head.journal_id == known + 1
 
 
+async def test_what_follows_a_lost_end_of_the_journal_outranks_what_was_published_of_it(
+    open_partition: Open,
+) -> None:
+    """Readers of counts keep the greatest (journal id, claim, offset): a lost claim had a greater offset."""
+    source, log = Source(), MemoryLog()
+    owner = make_owner(open_partition(), log)
+    await take(owner, source)
+    await commit_next(owner, source, "exposures")
+    cut_at = len(log.records)
+    await commit_next(owner, source, "conversions")
+    await take(owner, source)  # the claim that will be lost
+    head = owner.partition.head
+    published = (head.journal_id, head.claim, head.journal_offset)
+    owner.partition.close()
+    del log.records[cut_at:]
+    again = make_owner(open_partition(), log)
+    await take(again, source)
+    head = again.partition.head
+    assert head.claim < published[1]
+    assert (head.journal_id, head.claim, head.journal_offset) > published
+    journal_id = head.journal_id
+    await take(again, source)
+    assert again.partition.head.journal_id == journal_id
+    await run_to_end(again, source)
+    check(again.partition, source)
+    assert content(again.partition) == content(await replayed(open_partition, log, "other"))
+
+
 async def test_a_record_of_another_life_of_the_journal_does_not_count(open_partition: Open) -> None:
     """Same claim offset, seq and position as in the old journal; only the journal's id differs."""
     source, log = Source(), MemoryLog()
