@@ -68,19 +68,26 @@ def read_history(
     rows = json.loads(zlib.decompress(base64.b64decode(text))) if text else []
     n_periods = rows[-1][0] + 1 if rows else 0
     n_lags = lag_max_hours + 1
+    unit = MICRO if values else cap_micros
     trials = np.zeros((n_periods, n_arms))
-    successes, sums, squares = (np.zeros((n_periods, n_arms, n_lags)) for _ in range(3))
+    places: list[int] = []
+    lags: list[tuple[float, float, float]] = []
     for age, cells in rows:
         period = n_periods - 1 - age
         for arm, cell in enumerate(cells):
             if cell == 0:
                 continue
             trials[period, arm] = cell[0]
+            start = (period * n_arms + arm) * n_lags
             for lag in cell[1]:
-                place = min(lag[0], lag_max_hours)
-                count, value, square = increments_of(tuple(lag))
-                successes[period, arm, place] += count if values else value / cap_micros
-                sums[period, arm, place] += value / (MICRO if values else cap_micros)
-                squares[period, arm, place] += square / (MICRO if values else cap_micros) ** 2
+                count, value, square = increments_of(lag)
+                places.append(start + min(lag[0], lag_max_hours))
+                lags.append((count if values else value / cap_micros, value / unit, square / unit**2))
+    columns = np.array(lags, dtype=np.float64).reshape(-1, 3)
+    shape, size = (n_periods, n_arms, n_lags), n_periods * n_arms * n_lags
+    successes, sums, squares = (
+        np.bincount(np.array(places, dtype=np.intp), columns[:, k], minlength=size).reshape(shape)
+        for k in range(3)
+    )
     # A corrected count may take from one lag what it gives to another.
     return PeriodCounts.of(trials, np.maximum(successes, 0.0), sums, squares)

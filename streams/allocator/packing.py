@@ -6,6 +6,7 @@ What: `Packed` is one counts record, reduced to the rows that count, in some 300
 Cost: some microseconds a record.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -78,7 +79,7 @@ def shortened(lag: tuple[int, int, int, int]) -> tuple[int, ...]:
     return lag[:2] if value == successes * _MICROS and value_sq == successes * _MICROS2 else lag
 
 
-def increments_of(lag: tuple[int, ...]) -> tuple[int, int, int]:
+def increments_of(lag: Sequence[int]) -> tuple[int, int, int]:
     """Successes, value and squares of a lag as it is packed."""
     if len(lag) == 2:
         return lag[1], lag[1] * _MICROS, lag[1] * _MICROS2

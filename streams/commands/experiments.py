@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from streams.allocator.published import newest_allocation
+from streams.allocator.reporting import present_statuses
 from streams.commands import pass_settings
 from streams.config import Settings
 from streams.errors import ConfigError, DefinitionInvalid, LifecycleError
@@ -180,12 +182,14 @@ def show(settings: Settings, experiment_id: str, as_json: bool, document: bool) 
         click.echo(msgspec.json.encode(record))
         return
     if not document:
+        allocation = asyncio.run(newest_allocation(settings, experiment_id))
         click.echo(f"# {record.experiment_id}: {record.status}, revision {record.revision}")
         click.echo(f"# created {_rfc3339(record.created_at_ms)}, changed {_rfc3339(record.updated_at_ms)}")
         if record.winner is not None:
             click.echo(f"# winner: {record.winner}")
-        for arm in record.arms:
-            click.echo(f"# arm {arm.arm_id}: {arm.status}")
+        for arm, status in zip(record.arms, present_statuses(record, allocation), strict=True):
+            defined = "" if status == arm.status else f" (defined as {arm.status}; the allocator moved it on)"
+            click.echo(f"# arm {arm.arm_id}: {status}{defined}")
         for version in record.versions:
             click.echo(f"# counting version {version.version}: from {_rfc3339(version.effective_from_ms)}")
     click.echo(to_yaml(record), nl=False)

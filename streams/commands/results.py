@@ -19,6 +19,7 @@ from streams.allocator.compute import counting_at
 from streams.allocator.counts_state import ArmCounts
 from streams.allocator.inference import Inference, infer, wording
 from streams.allocator.observed import Observation
+from streams.allocator.published import read_allocation
 from streams.allocator.reporting import ArmReport, Report, present_statuses, report
 from streams.commands import pass_settings
 from streams.config import Settings
@@ -78,7 +79,7 @@ async def _report(settings: Settings, experiment_id: str, number: int | None) ->
         async for item in reader.read(settings.topic("counts"), start={partition: 0}):
             if _is_of(item.key, experiment_id):
                 observation.absorb(item.key or b"", item.value)
-        allocation = await _allocation(reader, settings, partition, experiment_id)
+        allocation = await read_allocation(reader, settings, experiment_id)
         log = await _logged(reader, settings, partition, experiment_id, observation.allocation_versions)
     others = observation.totals(comparison=True).values()
     return report(
@@ -157,16 +158,6 @@ def _is_of(key: bytes | None, experiment_id: str) -> bool:
         return key is not None and decode_key(key).experiment_id == experiment_id
     except RecordError:
         return False
-
-
-async def _allocation(
-    reader: LogReader, settings: Settings, partition: int, experiment_id: str
-) -> Allocation | None:
-    newest = None
-    async for item in reader.read(settings.topic("allocations"), start={partition: 0}):
-        if item.key == experiment_id.encode():
-            newest = item.value
-    return None if newest is None else decode_allocation(newest)
 
 
 def _show(found: Report) -> None:
