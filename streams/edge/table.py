@@ -148,6 +148,9 @@ def _default_arm(record: ExperimentRecord | None, allocation: Allocation | None,
         if status == "completed":
             wanted.insert(0, record.winner)
         out = {arm.arm_id for arm in record.arms if arm.status in _OUT_OF_TRAFFIC}
+        if allocation is not None and allocation.definition_revision >= record.revision:
+            # What the allocator has stopped or dropped by itself is in the allocation only.
+            out |= {arm.arm_id for arm in allocation.arms if arm.status in _OUT_OF_TRAFFIC}
         wanted += [arm.arm_id for arm in record.arms if arm.status in ("active", "incubating")]
     elif allocation is not None:
         wanted = [allocation.default_arm, allocation.control]

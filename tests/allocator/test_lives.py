@@ -11,6 +11,8 @@ from streams.allocator.compute import Job, Stamp, compute, inputs_in
 from streams.allocator.counts_state import ArmCounts, CountsState
 from streams.allocator.inputs import gather_inputs, inputs_of, is_chained
 from streams.counts import CountsKey, CountsRecord, Order, encode_counts, encode_key
+from streams.edge.decision import DEFAULT_STALE
+from streams.edge.table import DecisionTable
 from streams.experiments.definition import (
     Arm,
     Counting,
@@ -221,3 +223,16 @@ def test_inputs_do_not_depend_on_which_objects_are_the_same() -> None:
     other = msgspec.json.decode(msgspec.json.encode(record), type=ExperimentRecord)
     one, two = after(record, 1, None), after(other, 1, None)
     assert encode_allocation(one) == encode_allocation(two)
+
+
+def test_an_edge_with_a_stale_table_shows_nobody_an_arm_that_a_guardrail_stopped() -> None:
+    record = guarded(0.1)
+    last = guarded_run(record, refunds({"a": 0.04, "b": 0.04, "c": 0.08}, 60), 60)
+    now_ms = [0]
+    table = DecisionTable(max_age_ms=1000, clock_ms=lambda: now_ms[0])
+    table.set_experiment("e", record)
+    table.set_allocation("e", msgspec.structs.replace(last, version=1), 0)
+    now_ms[0] = 5000
+    decision = table.decide("e", "unit-1")
+    assert decision.reason == DEFAULT_STALE
+    assert decision.arm_id == "a"
