@@ -24,7 +24,7 @@ from tests.harness.workers import WorkerHandle, until
 
 
 async def measure(bootstrap: str, folder: Path, units: int, session_ms: int, standbys: int) -> dict[str, Any]:
-    """One kill."""
+    """Measure one kill."""
     settings = quick_settings(
         bootstrap,
         f"failover-{standbys}-{time.time_ns()}-",

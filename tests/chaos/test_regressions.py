@@ -84,8 +84,8 @@ async def test_sigterm_ends_a_worker_whose_broker_is_silent(topic_prefix: str, t
 async def test_a_worker_outlives_a_broker_that_is_away_longer_than_the_stall_deadline(
     topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Seed 2: work waited, nothing moved, and the watchdog took the broker's absence for a stall; and a broker
-    that was just back, and did not know every topic yet, stopped a partition for good."""
+    """Seed 2: work waited, nothing moved, and the watchdog took the broker's absence for a stall; and a
+    broker that was just back, and did not know every topic yet, stopped a partition for good."""
     with EmbeddedKafka(tmp_path / "kafka") as kafka:
         settings = quick_settings(kafka.bootstrap_servers, topic_prefix, tmp_path, stall_deadline_ms=65_000)
         start = start_ms()
