@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from bandit_core.policies import POLICIES
 from streams.allocations import Allocation, decode_allocation, encode_allocation
 from streams.allocator.compute import Job, Stamp, compute, inputs_in
 from streams.allocator.counts_state import ArmCounts, CountsState
@@ -236,3 +237,13 @@ def test_an_edge_with_a_stale_table_shows_nobody_an_arm_that_a_guardrail_stopped
     decision = table.decide("e", "unit-1")
     assert decision.reason == DEFAULT_STALE
     assert decision.arm_id == "a"
+
+
+@pytest.mark.parametrize("algorithm", sorted(POLICIES))
+def test_a_policy_is_switched_at_once_from_the_same_counts(algorithm: str) -> None:
+    """As after a new fit of the same definition: what the other policy published does not show."""
+    before = after(experiment(dict.fromkeys("abc", "active"), policy=Policy(algorithm="uniform")), 5, None)
+    record = experiment(dict.fromkeys("abc", "active"), revision=2, policy=Policy(algorithm=algorithm))
+    switched, fresh = after(record, 5, before), after(record, 5, None)
+    assert switched.algorithm == algorithm
+    assert [arm.weight for arm in switched.arms] == [arm.weight for arm in fresh.arms]
