@@ -49,7 +49,7 @@ def definitions() -> Definitions:
 
 
 def workload(n_exposures: int, n_units: int, span_ms: int, seed: int) -> dict[str, list[SourceRecord]]:
-    """Records of both topics, sorted by time."""
+    """Make records of both topics, sorted by time."""
     rng = random.Random(seed)
     events: list[tuple[int, Exposure | Conversion]] = []
     for i in range(n_exposures):
