@@ -48,6 +48,8 @@ VERIFY_DEADLINE_S = 15.0
 STALL_CHECK_S = 1.0
 SUSPENDED_S = 5.0
 """A gap between two stall checks longer than this: the process itself was stopped, not a partition."""
+SILENT_MS = 5_000
+"""Brokers that have not answered the view of the definitions for this long are away: nothing can move."""
 ALLOCATOR_STOP_S = 2.0
 EXIT_MARGIN_S = 8.0
 """Beyond ``shutdown_deadline_ms``: for closing databases and Kafka clients."""
@@ -154,6 +156,8 @@ class _WorkerProcess:
         return 1
 
     async def _start(self, stack: AsyncExitStack) -> None:
+        if "join" in self.roles:
+            stack.enter_context(hold_folder(self.settings.data_dir / self.settings.group))
         await stack.enter_async_context(self.web)
         await require_topics(self.settings)
         view = ExperimentsView(self.settings)
@@ -165,7 +169,7 @@ class _WorkerProcess:
             await stack.enter_async_context(self._allocator(view))
         if "join" not in self.roles:
             self.health.ok("start")
-        await stack.enter_async_context(self._stall_check())
+        await stack.enter_async_context(self._stall_check(view))
 
     def _bound_the_end(self, status: int) -> None:
         """End the process in any case: Kafka clients wait for ever for a broker that does not answer."""
@@ -217,7 +221,6 @@ class _WorkerProcess:
         join = Join(context, shards)
         _attach(app, settings, join, shards, queues)
         async with AsyncExitStack() as stack:
-            stack.enter_context(hold_folder(settings.data_dir / settings.group))
             with explained(settings.bootstrap_servers):
                 await producer.start()
             stack.push_async_callback(producer.stop)
@@ -290,13 +293,14 @@ class _WorkerProcess:
             watch.cancel()
 
     @asynccontextmanager
-    async def _stall_check(self) -> AsyncIterator[None]:
+    async def _stall_check(self, view: ExperimentsView) -> AsyncIterator[None]:
         async def check() -> None:
             while True:
                 before_s = time.monotonic()
                 await asyncio.sleep(STALL_CHECK_S)
-                if time.monotonic() - before_s > SUSPENDED_S:
-                    self.health.excuse(time.monotonic() - before_s)
+                passed_s = time.monotonic() - before_s
+                if passed_s > SUSPENDED_S or view.age_ms() > SILENT_MS:
+                    self.health.excuse(passed_s)
                 for name, stall in self.health.stalls().items():
                     self.metrics.watchdog_stalls_total.inc()
                     self.end(DeadlineExceeded(stall.why, where=name, action=stall.action))

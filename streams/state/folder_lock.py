@@ -8,7 +8,7 @@ process, however that ends. Cost: one file.
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from streams.state.errors import StoreLocked, StoreUnavailable
@@ -48,10 +48,8 @@ def hold_folder(folder: Path) -> Iterator[None]:
                 where=str(folder),
                 action="stop that one, or give each worker on this machine its own data_dir",
             ) from error
-        try:
+        with suppress(OSError):  # a full disk: the lock holds without the number in it
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-        except OSError:  # a full disk: the lock holds without the number in it
-            pass
         yield

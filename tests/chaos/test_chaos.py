@@ -1,5 +1,6 @@
 """The campaign in its short form: one seed, a minute of traffic; and its schedules, which need no broker."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,11 @@ def test_a_schedule_has_every_kind_and_fits_its_time() -> None:
 def test_an_unknown_fault_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="meteor"):
         Schedule.from_seed(1, seconds=60, kinds=["meteor"])
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    root = Path(__file__).parents[2]
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (root / "docs" / "reliability.md").read_text())
+    assert len(named) > 15
+    for path, test in named:
+        assert f"def {test}(" in (root / path).read_text(), f"{path} has no {test}"

@@ -87,7 +87,7 @@ async def test_a_worker_outlives_a_broker_that_is_away_longer_than_the_stall_dea
     """Seed 2: work waited, nothing moved, and the watchdog took the broker's absence for a stall; and a
     broker that was just back, and did not know every topic yet, stopped a partition for good."""
     with EmbeddedKafka(tmp_path / "kafka") as kafka:
-        settings = quick_settings(kafka.bootstrap_servers, topic_prefix, tmp_path, stall_deadline_ms=65_000)
+        settings = quick_settings(kafka.bootstrap_servers, topic_prefix, tmp_path, stall_deadline_ms=20_000)
         start = start_ms()
         records = experiments(start)
         async with Installation(settings) as installation, JournalWatch(settings) as watch:
@@ -100,7 +100,7 @@ async def test_a_worker_outlives_a_broker_that_is_away_longer_than_the_stall_dea
                 pid = worker.process.pid if worker.process is not None else 0
                 await installation.produce(traffic.records(2_000, hours=2))
                 await asyncio.to_thread(kafka.kill)
-                await asyncio.sleep(70)  # the fault itself: a broker that is away
+                await asyncio.sleep(35)  # the fault itself: a broker that is away
                 assert not await worker.ready()
                 await asyncio.to_thread(kafka.start)
                 await verify(settings, watch, records)
