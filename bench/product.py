@@ -100,7 +100,8 @@ class BanditStreams:
         settings = settings_of(
             arena.bootstrap, arena.prefix, arena.work.partitions, folder / "data", f"bench-{number}"
         )
-        await self._fresh_topics(settings)
+        if number:
+            await self._fresh_topics(settings)
         folder.mkdir()
         log = folder / "worker.log"
         command = [sys.executable, "-c", START, "worker", "--roles", "join"]
@@ -149,7 +150,10 @@ class BanditStreams:
     @staticmethod
     async def _fresh_topics(settings: Settings) -> None:
         async with admin_client(settings) as admin:
-            await admin.delete_topics([settings.topic(name) for name in OWN_TOPICS])
+            names = {settings.topic(name) for name in OWN_TOPICS}
+            await admin.delete_topics(list(names))
+            while names & set(await admin.list_topics()):  # noqa: ASYNC110 - Kafka tells of it only when asked
+                await asyncio.sleep(0.2)
         await create_topics(settings)
 
 

@@ -240,6 +240,7 @@ class PartitionRunner:
 
     async def _check_source(self, topic: str) -> None:
         start, end = await self._context.source.bounds(self._context.topic_names[topic], self.number)
+        self.progress.observe_end(topic, end)
         before = self.partition.head.log_start_skips.get(topic, 0)
         while isinstance(outcome := await self.owner.check_source(topic, start, end), Redo):
             pass
