@@ -299,7 +299,14 @@ class _WorkerProcess:
                 before_s = time.monotonic()
                 await asyncio.sleep(STALL_CHECK_S)
                 passed_s = time.monotonic() - before_s
-                if passed_s > SUSPENDED_S or view.age_ms() > SILENT_MS:
+                is_silent = view.age_ms() > SILENT_MS
+                if is_silent:
+                    self.health.fail(
+                        "brokers", "no broker answers", "check the brokers; it goes on by itself"
+                    )
+                else:
+                    self.health.ok("brokers")
+                if is_silent or passed_s > SUSPENDED_S:
                     self.health.excuse(passed_s)
                 for name, stall in self.health.stalls().items():
                     self.metrics.watchdog_stalls_total.inc()
