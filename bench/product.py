@@ -178,7 +178,8 @@ async def _page(settings: Settings, path: str) -> str:
 def _total(page: str, name: str) -> float:
     """Sum of all series of a metric."""
     found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE)
-    return sum((float(value) for value in found), 0.0)
+    total: float = sum((float(value) for value in found), 0.0)
+    return total
 
 
 async def _until_ready(settings: Settings, worker: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -225,7 +226,8 @@ async def _read_all(settings: Settings, topic: str, n_partitions: int) -> list[A
 
 async def _journal_seconds(settings: Settings) -> float:
     """Seconds from the first claim to the last batch, by the records' timestamps."""
-    claims, batches = [], []
+    claims: list[int] = []
+    batches: list[int] = []
     for record in await _read_all(settings, settings.topic("journal"), settings.partitions):
         step = decode(record.value)
         if isinstance(step, Claim):
