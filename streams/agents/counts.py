@@ -114,6 +114,15 @@ class CountsPublisher:
             raise
         self._metrics.counts_dirty_cells.labels(partition=str(self._number)).set(len(self._dirty))
 
+    async def flush_last(self) -> None:
+        """Publish at the end; what cannot be published now the next owner publishes after its claim."""
+        try:
+            await self.flush()
+        except KafkaError as error:
+            log.warning(
+                "partition %d: last counts not published (%r); the next owner does", self._number, error
+            )
+
     async def _publish_cells(self, groups: list[Group], left: set[Group], order: Order) -> None:
         # All values are read before the first await, so that they stand at ``order`` and no later batch is
         # in them.

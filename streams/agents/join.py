@@ -39,6 +39,9 @@ class Join:
         self._runners: dict[int, PartitionRunner] = {}
         self._seen: set[int] = set()
         self._assignment = 0  # counts rebalances: one may begin while the hand-over of the last still runs
+        self._ends = (
+            False  # Faust goes on until it is stopped, and may hand over partitions after the end began
+        )
         self._watcher: asyncio.Task[None] | None = None
         self._check: asyncio.Task[None] | None = None
 
@@ -48,6 +51,7 @@ class Join:
 
     async def stop(self) -> None:
         """Let every owner finish its batch, then close the databases."""
+        self._ends = True
         for task in (self._watcher, self._check):
             if task is not None:
                 task.cancel()
@@ -71,6 +75,8 @@ class Join:
     async def hand(self, active: dict[int, Partition], standby: set[int], generation: int) -> None:
         """Start an owner for every active partition; Faust's recovery is through with them."""
         await self.release()
+        if self._ends:
+            return
         assignment = self._assignment
         self._forget(self._seen - set(active) - standby)
         self._seen = set(active) | standby
@@ -79,7 +85,7 @@ class Join:
             self._context.metrics.set_partition_state(number, PartitionState.STANDBY)
         for number, partition in active.items():
             await self._shards.settle(number)
-            if assignment != self._assignment:
+            if self._ends or assignment != self._assignment:
                 return
             self._shards.own(number)
             owner = self._owner(number, partition, generation)

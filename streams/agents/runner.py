@@ -171,7 +171,7 @@ class PartitionRunner:
                 self.progress.describe(),
             )
             await self._process_all()
-            await self._counts.flush()
+            await self._counts.flush_last()
         except _Lost as lost:
             log.warning("%s: fenced (%s); it waits for its next assignment", self.name, lost)
             context.health.forget(self.name)
