@@ -85,7 +85,7 @@ class Join:
             self._context.metrics.set_partition_state(number, PartitionState.STANDBY)
         for number, partition in active.items():
             await self._shards.settle(number)
-            if self._ends or assignment != self._assignment:
+            if assignment != self._assignment:
                 return
             self._shards.own(number)
             owner = self._owner(number, partition, generation)
