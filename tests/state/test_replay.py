@@ -106,15 +106,17 @@ def test_a_sweep_goes_on_where_it_was(record: SweepRecord, reason: str | None) -
     assert ignored_because(head, 20, record) == reason
 
 
-def test_a_claim_takes_over_and_names_the_journal_only_once() -> None:
+def test_a_claim_takes_over_and_may_raise_the_journal_s_id_but_never_lower_it() -> None:
     claim = Claim(owner="x", generation=4, written_at_ms=500, journal_id=600)
     first = next_head(Head(), 0, claim, data_hash=b"", data_bytes=1)
     assert (first.journal_id, first.claim, first.owner, first.generation) == (600, 0, "x", 4)
     assert first.sweep.started_at_ms == 500
     later = replace(claim, owner="y", journal_id=700, written_at_ms=900)
     second = next_head(first, 1, later, data_hash=b"", data_bytes=1)
-    assert (second.journal_id, second.claim, second.owner) == (600, 1, "y")
+    assert (second.journal_id, second.claim, second.owner) == (700, 1, "y")
     assert second.sweep.started_at_ms == 500
+    third = next_head(second, 2, replace(later, owner="z", journal_id=650), data_hash=b"", data_bytes=1)
+    assert (third.journal_id, third.owner) == (700, "z")
 
 
 def test_a_first_claim_without_a_journal_id_uses_its_own_time() -> None:
