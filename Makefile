@@ -12,6 +12,10 @@ UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# --no-deps: the lock names everything; left to resolve, pip takes the newest `coverage[toml]` that a package asks
+# for instead of the locked one, and then refuses it because it has no hash. `pip check` sees what is missing.
+LOCKED := --quiet --disable-pip-version-check --require-hashes --no-deps
+
 # --no-config, --no-emit-...: the lock files must not say where this machine gets its packages from.
 COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-config \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
@@ -28,8 +32,9 @@ ifneq ($(UV),)
 	$(UV) pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps -e .
 else
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install $(LOCKED) -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(BIN)/python -m pip check
 endif
 	touch $@
 
@@ -73,7 +78,7 @@ ifneq ($(UV),)
 	$(UV) pip check --quiet --python build/wheel/venv/bin/python
 else
 	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	build/wheel/venv/bin/python -m pip install $(LOCKED) -r requirements.lock
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps build/wheel/*.whl
 	build/wheel/venv/bin/python -m pip check
 endif

@@ -177,6 +177,15 @@ def test_lock_file_has_hashes_and_no_hosts(name: str) -> None:
     assert all("--hash=sha256:" in requirement for requirement in requirements)
 
 
+@pytest.mark.parametrize("name", ["Makefile", "deploy/Dockerfile"])
+def test_pip_installs_a_lock_as_it_stands(name: str) -> None:
+    """Left to resolve, pip may take a newer version than the locked one and refuse it for want of a hash."""
+    lines = (ROOT / name).read_text().splitlines()
+    by_pip = [line for line in lines if "--require-hashes" in line and "$(UV)" not in line]
+    assert by_pip
+    assert all("--no-deps" in line for line in by_pip)
+
+
 def test_image_gets_the_versions_that_were_tested() -> None:
     tested = locked("requirements.lock")
     for name in LOCKS[1:]:
