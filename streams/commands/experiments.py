@@ -189,7 +189,7 @@ def show(settings: Settings, experiment_id: str, as_json: bool, document: bool) 
             click.echo(f"# winner: {record.winner}")
         for arm, status in zip(record.arms, present_statuses(record, allocation), strict=True):
             defined = "" if status == arm.status else f" (defined as {arm.status}; the allocator moved it on)"
-            click.echo(f"# arm {arm.arm_id}: {status}{defined}")
+            click.echo(f"# arm {arm.arm_id}: {status}{defined}, content {arm.content_hash}")
         for version in record.versions:
             click.echo(f"# counting version {version.version}: from {_rfc3339(version.effective_from_ms)}")
     click.echo(to_yaml(record), nl=False)

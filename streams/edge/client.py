@@ -328,6 +328,12 @@ class EdgeClient:
         """Return the allocation in force, to read; decisions come from ``decide``."""
         return self._table.allocation(experiment_id)
 
+    def content(self, decision: Decision) -> str | None:
+        """Return what the definition says that the decided arm shows; None where it says nothing."""
+        return (
+            None if decision.arm_id is None else self._table.content(decision.experiment_id, decision.arm_id)
+        )
+
     def statistics(self) -> EdgeStatistics:
         """Return the figures so far."""
         now_ms = self._clock_ms()

@@ -10,6 +10,8 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from streams.experiments.definition import name_of
+
 ALLOCATION: Final = "allocation"
 HOLDOUT: Final = "holdout"
 COMPARISON: Final = "comparison"
@@ -73,6 +75,11 @@ class Decision(Struct, frozen=True, kw_only=True, gc=False):
     group: Literal["bandit", "comparison"] = "bandit"
     segment: str = ""
     context: dict[str, str] | None = None
+
+    @property
+    def arm_name(self) -> str | None:
+        """The arm as the definition calls it: ``green`` for the versions ``green`` and ``green@2``."""
+        return None if self.arm_id is None else name_of(self.arm_id)
 
     @property
     def is_default(self) -> bool:

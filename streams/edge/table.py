@@ -231,6 +231,12 @@ class DecisionTable:
         held = self._allocations.get(experiment_id)
         return None if held is None else held[0]
 
+    def content(self, experiment_id: str, arm_id: str) -> str | None:
+        """Return the content of an arm's version, as defined; None if it has none or is not known."""
+        record = self._records.get(experiment_id)
+        arm = None if record is None else record.arm(arm_id)
+        return None if arm is None else arm.content
+
     def published_ms(self) -> dict[str, int]:
         """When the allocation held was published, by experiment."""
         return {experiment_id: held[1] for experiment_id, held in list(self._allocations.items())}

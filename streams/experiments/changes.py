@@ -11,7 +11,9 @@ version,
 - Arms never vanish: one that the document no longer names is stopped. An arm's status is changed only by a
 document
   that states it, so that applying the same document again does not revive an arm stopped meanwhile.
-- An arm's content is what was measured. Once an experiment is live it cannot change under the same id.
+- What an arm shows is what was measured. Other content or levels (another hash) are a new version of the arm
+  with an id of its own, ``green@2``, which starts without counts; the version before it is stopped for good.
+  A document asks for the same by ``version``, which is how an arm that was dropped returns.
 """
 
 from typing import NamedTuple
@@ -19,9 +21,17 @@ from typing import NamedTuple
 import msgspec
 
 from streams.errors import LifecycleError
-from streams.experiments.definition import Arm, ArmStatus, Counting, ExperimentRecord, ExperimentStatus
+from streams.experiments.arms import ELIGIBLE, ArmEntry
+from streams.experiments.definition import (
+    Arm,
+    ArmStatus,
+    Counting,
+    ExperimentRecord,
+    ExperimentStatus,
+    arm_id_of,
+)
 from streams.experiments.reader import Problems, format_duration
-from streams.experiments.validation import ELIGIBLE, ArmEntry, Definition, check_shares
+from streams.experiments.validation import Definition, check_shares
 
 
 class Change(NamedTuple):
@@ -68,21 +78,23 @@ def apply_definition(
     versions, version_lines = _versions(definition, record, now_ms, lead_ms, problems)
     arms = _merge_arms(definition, record, problems)
     status = _status(definition, record, problems)
+    merged = msgspec.structs.replace(record, arms=arms)
     eligible = {arm.arm_id for arm in arms if arm.status in ELIGIBLE}
     check_shares(definition.policy, len(eligible), problems)
-    for key, arm_id in (("control", definition.control), ("default_arm", definition.default_arm)):
+    control = _id_of(merged, definition.control) or record.control
+    default_arm = _id_of(merged, definition.default_arm)
+    for key, arm_id in (("control", control), ("default_arm", default_arm)):
         if arm_id is not None and arm_id not in eligible:
             problems.add(key, f"{arm_id} gets no traffic; name another arm, or state `status: active` for it")
     problems.raise_if_any(f"experiment {record.experiment_id}")
     new = msgspec.structs.replace(
-        record,
+        merged,
         status=status,
-        arms=arms,
-        control=definition.control,
+        control=control,
         versions=versions,
         policy=definition.policy,
         factors=definition.factors,
-        default_arm=definition.default_arm,
+        default_arm=default_arm,
         sticky=definition.sticky,
         description=definition.description,
     )
@@ -94,16 +106,18 @@ def apply_definition(
 
 def _create(definition: Definition, now_ms: int) -> Change:
     effective_from_ms = definition.effective_from_ms if definition.effective_from_ms is not None else now_ms
+    arms = tuple(_new_arm(entry) for entry in definition.arms)
+    ids = {arm.name: arm.arm_id for arm in arms}
     record = ExperimentRecord(
         experiment_id=definition.experiment_id,
         revision=1,
         status=definition.status or "live",
-        arms=tuple(_new_arm(entry) for entry in definition.arms),
-        control=definition.control,
+        arms=arms,
+        control=ids[definition.control],
         versions=(_version(definition, 1, effective_from_ms),),
         policy=definition.policy,
         factors=definition.factors,
-        default_arm=definition.default_arm,
+        default_arm=None if definition.default_arm is None else ids[definition.default_arm],
         sticky=definition.sticky,
         created_at_ms=now_ms,
         updated_at_ms=now_ms,
@@ -112,8 +126,19 @@ def _create(definition: Definition, now_ms: int) -> Change:
     return Change(record, (f"new experiment, {record.status}, {len(record.arms)} arms",))
 
 
-def _new_arm(entry: ArmEntry, status: ArmStatus = "active") -> Arm:
-    return Arm(arm_id=entry.arm_id, status=entry.status or status, levels=entry.levels, content=entry.content)
+def _new_arm(entry: ArmEntry, status: ArmStatus = "active", *, version: int | None = None) -> Arm:
+    return Arm(
+        arm_id=arm_id_of(entry.arm_id, version or entry.version or 1),
+        status=entry.status or status,
+        levels=entry.levels,
+        content=entry.content,
+    )
+
+
+def _id_of(record: ExperimentRecord, name: str | None) -> str | None:
+    """Id of the newest version of an arm that a document names."""
+    arm = None if name is None else record.newest_arms.get(name)
+    return None if arm is None else arm.arm_id
 
 
 def _version(definition: Definition, number: int, effective_from_ms: int) -> Counting:
@@ -157,30 +182,54 @@ def _versions(
 def _merge_arms(definition: Definition, record: ExperimentRecord, problems: Problems) -> tuple[Arm, ...]:
     """Old arms in their old order, then new ones; an arm's place decides how its shares are rounded."""
     entries = {entry.arm_id: entry for entry in definition.arms}
-    merged = []
+    if record.status == "draft":  # nothing was counted: what there is gives way
+        kept = [_new_arm(entries.pop(arm.name), arm.status) for arm in record.arms if arm.name in entries]
+        return (*kept, *(_new_arm(entry) for entry in entries.values()))
+    merged: list[Arm] = []
+    added: list[Arm] = []
+    newest = record.newest_arms
     for arm in record.arms:
-        entry = entries.pop(arm.arm_id, None)
+        entry = entries.pop(arm.name, None) if newest[arm.name] is arm else None
         if entry is None:
-            merged.append(
-                arm if arm.status not in ELIGIBLE else msgspec.structs.replace(arm, status="stopped")
-            )
+            merged.append(_stopped(arm))
             continue
-        if record.status != "draft" and (entry.content, entry.levels) != (arm.content, arm.levels):
-            problems.add(
-                f"arms.{arm.arm_id}",
-                "its content or levels differ from what was measured under this id; give the new content"
-                f" a new id, e.g. {arm.arm_id}-2",
-            )
-        merged.append(
-            msgspec.structs.replace(
-                arm, status=entry.status or arm.status, content=entry.content, levels=entry.levels
-            )
-        )
-    if record.status == "draft":
-        merged = [arm for arm in merged if any(arm.arm_id == entry.arm_id for entry in definition.arms)]
+        version = _wanted_version(arm, entry, problems)
+        if version == arm.version:
+            merged.append(msgspec.structs.replace(arm, status=entry.status or arm.status))
+        else:
+            merged.append(_stopped(arm))
+            added.append(_new_arm(entry, "incubating", version=version))
     # Nothing is known of a new arm: after Beta(1, 1) it would seem the best of all that have 5%.
-    status: ArmStatus = "active" if record.status == "draft" else "incubating"
-    return (*merged, *(_new_arm(entry, status) for entry in entries.values()))
+    return (*merged, *added, *(_new_arm(entry, "incubating") for entry in entries.values()))
+
+
+def _stopped(arm: Arm) -> Arm:
+    return arm if arm.status not in ELIGIBLE else msgspec.structs.replace(arm, status="stopped")
+
+
+def _wanted_version(arm: Arm, entry: ArmEntry, problems: Problems) -> int:
+    """Version of an arm that a document wants: the newest, or the one after it."""
+    path = f"arms.{arm.name}"
+    changed = (entry.content, entry.levels) != (arm.content, arm.levels)
+    version = entry.version or (arm.version + 1 if changed else arm.version)
+    if version not in (arm.version, arm.version + 1):
+        problems.add(
+            f"{path}.version",
+            f"{version} neither is the newest version, {arm.version}, nor follows it; use {arm.version + 1}"
+            " for a new one",
+        )
+    elif changed and version == arm.version:
+        problems.add(
+            f"{path}.version",
+            f"its content or levels differ from what was measured as version {version}; use {version + 1},"
+            " or remove `version`",
+        )
+    elif arm.status == "dropped" and entry.status in (*ELIGIBLE, "pending") and version == arm.version:
+        problems.add(
+            f"{path}.status",
+            f"it was dropped and does not return as it was; state `version: {version + 1}` for a new start",
+        )
+    return version
 
 
 def _status(definition: Definition, record: ExperimentRecord, problems: Problems) -> ExperimentStatus:
@@ -208,7 +257,8 @@ def _differences(old: ExperimentRecord, new: ExperimentRecord) -> list[str]:
     for arm in new.arms:
         was = before.pop(arm.arm_id, None)
         if was is None:
-            lines.append(f"arm {arm.arm_id}: new, {arm.status}")
+            new_version = f" version of {arm.name}" if arm.version > 1 else ""
+            lines.append(f"arm {arm.arm_id}: new{new_version}, {arm.status}")
         elif was.status != arm.status:
             lines.append(f"arm {arm.arm_id}: {was.status} -> {arm.status}")
         elif was != arm:

@@ -9,6 +9,7 @@ records.
 """
 
 from bisect import bisect_right
+from hashlib import sha256
 from typing import Any, Literal
 
 import msgspec
@@ -62,13 +63,49 @@ class Counting(Struct, frozen=True, kw_only=True, omit_defaults=True):
     count_test: bool = False
 
 
+VERSION_MARK = "@"
+"""Between an arm's name and its version in ``arm_id``; no name has it."""
+
+
 class Arm(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One arm; ``levels`` are its factor levels where the arms are a product of design factors."""
+    """One version of one arm; ``levels`` are its factor levels where the arms are made of design factors.
+
+    ``arm_id`` is what edges and events say: the name in the definition (``green``) for the first version,
+    and the name with the version (``green@2``) for later ones, so that what was counted of one version is
+    never mixed with another's. Whatever can be told from it is not kept beside it.
+    """
 
     arm_id: str
     status: ArmStatus = "active"
     levels: dict[str, str] = {}
     content: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The arm as the definition calls it, whatever the version."""
+        return name_of(self.arm_id)
+
+    @property
+    def version(self) -> int:
+        """Version of the arm, from 1."""
+        _, _, number = self.arm_id.partition(VERSION_MARK)
+        return int(number) if number.isdecimal() else 1
+
+    @property
+    def content_hash(self) -> str:
+        """First 16 hexadecimal digits of SHA-256 over content and levels: equal for what is shown alike."""
+        shown = msgspec.json.encode((self.content, self.levels), order="deterministic")
+        return sha256(shown).hexdigest()[:16]
+
+
+def name_of(arm_id: str) -> str:
+    """Name of an arm in its definition: ``green`` for ``green`` and for ``green@2``."""
+    return arm_id.partition(VERSION_MARK)[0]
+
+
+def arm_id_of(name: str, version: int) -> str:
+    """Give the id of an arm's version: ``green`` for the first, ``green@2`` for the second."""
+    return name if version == 1 else f"{name}{VERSION_MARK}{version}"
 
 
 class Factor(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -143,6 +180,19 @@ class ExperimentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def arm(self, arm_id: str) -> Arm | None:
         """Return the arm with this id, whatever its status; arms never vanish from a record."""
         return next((arm for arm in self.arms if arm.arm_id == arm_id), None)
+
+    @property
+    def newest_arms(self) -> dict[str, Arm]:
+        """Newest version of every arm by its name, in the order in which the names came."""
+        newest: dict[str, Arm] = {}
+        for arm in self.arms:
+            if arm.name not in newest or newest[arm.name].version < arm.version:
+                newest[arm.name] = arm
+        return newest
+
+    def find_arm(self, arm_id_or_name: str) -> Arm | None:
+        """Return what a person means: the newest version of a name, or the very version of an id."""
+        return self.newest_arms.get(arm_id_or_name) or self.arm(arm_id_or_name)
 
 
 _decoder = msgspec.json.Decoder(ExperimentRecord)

@@ -4,12 +4,21 @@
 of record. Values at their default are left out.
 """
 
+import itertools
 from typing import Any
 
 import msgspec
 import yaml
 
-from streams.experiments.definition import Counting, ExperimentRecord, Learning, Lifecycle, Policy, Reward
+from streams.experiments.definition import (
+    Counting,
+    ExperimentRecord,
+    Learning,
+    Lifecycle,
+    Policy,
+    Reward,
+    name_of,
+)
 from streams.experiments.reader import format_duration
 
 
@@ -21,9 +30,9 @@ def to_document(record: ExperimentRecord) -> dict[str, Any]:
     if record.status in ("draft", "live", "paused"):
         document["status"] = record.status
     document |= _arms(record)
-    document["control"] = record.control
+    document["control"] = name_of(record.control)
     if record.default_arm is not None:
-        document["default_arm"] = record.default_arm
+        document["default_arm"] = name_of(record.default_arm)
     if record.sticky != "unit":
         document["sticky"] = record.sticky
     return document | _counting(record.versions[-1]) | _policy(record.policy)
@@ -35,16 +44,28 @@ def to_yaml(record: ExperimentRecord) -> str:
 
 
 def _arms(record: ExperimentRecord) -> dict[str, Any]:
-    if record.factors:
-        return {"factors": {factor.name: list(factor.levels) for factor in record.factors}}
+    """Newest version of each arm; only factors where their product, as it would be by itself, is meant."""
+    document: dict[str, Any] = {}
     arms: list[Any] = []
-    for arm in record.arms:
-        fields = {"id": arm.arm_id, "content": arm.content}
+    if record.factors:
+        document["factors"] = {factor.name: list(factor.levels) for factor in record.factors}
+    combinations = set(itertools.product(*(factor.levels for factor in record.factors)))
+    for name, arm in record.newest_arms.items():
+        levels = tuple(arm.levels.get(factor.name, "") for factor in record.factors)
+        if record.factors and arm.content is None and levels not in combinations:
+            continue  # of factors that there are no longer; it is stopped, and stays so
         # An arm whose status is not stated keeps the one it has.
-        fields["status"] = None if arm.status == "active" else arm.status
+        fields = {
+            "id": name,
+            "version": None if arm.version == 1 else arm.version,
+            "content": arm.content,
+            "status": None if arm.status == "active" else arm.status,
+        }
         stated = {key: value for key, value in fields.items() if value is not None}
-        arms.append(arm.arm_id if len(stated) == 1 else stated)
-    return {"arms": arms}
+        arms.append(name if len(stated) == 1 else stated)
+    if record.factors and len(arms) == len(combinations) and all(isinstance(arm, str) for arm in arms):
+        return document
+    return document | {"arms": arms}
 
 
 def _reward(reward: Reward) -> dict[str, Any]:

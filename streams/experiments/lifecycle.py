@@ -21,9 +21,9 @@ from typing import Any
 import msgspec
 
 from streams.errors import LifecycleError
-from streams.experiments.definition import Arm, ExperimentRecord
+from streams.experiments.arms import ELIGIBLE
+from streams.experiments.definition import Arm, ExperimentRecord, name_of
 from streams.experiments.reader import IDENTIFIER
-from streams.experiments.validation import ELIGIBLE
 
 
 def pause(record: ExperimentRecord, *, now_ms: int) -> ExperimentRecord:
@@ -50,10 +50,11 @@ def stop_arm(record: ExperimentRecord, arm_id: str, *, now_ms: int) -> Experimen
     """
     if record.status in ("completed", "archived"):
         raise _refused(record, "stop an arm of", "it is over and gives its arms no traffic")
-    arm = record.arm(arm_id)
+    arm = record.find_arm(arm_id)
     if arm is None:
         shown = ", ".join(arm.arm_id for arm in record.arms)
         raise _refused(record, f"stop {arm_id} of", f"it has no such arm; the arms are {shown}")
+    arm_id = arm.arm_id
     if arm_id == record.control:
         raise _refused(
             record,
@@ -77,13 +78,13 @@ def complete(record: ExperimentRecord, *, winner: str | None = None, now_ms: int
     if record.status not in ("live", "paused"):
         raise _refused(record, "complete", "only a live or paused experiment can be completed")
     winner = record.control if winner is None else winner
-    arm = record.arm(winner)
+    arm = record.find_arm(winner)
     if arm is None or arm.status not in ELIGIBLE:
         shown = ", ".join(other.arm_id for other in record.arms if other.status in ELIGIBLE)
         raise _refused(
             record, "complete", f"{winner!r} cannot be the winner; the arms with traffic are {shown}"
         )
-    return _next(record, now_ms, status="completed", winner=winner)
+    return _next(record, now_ms, status="completed", winner=arm.arm_id)
 
 
 def archive(record: ExperimentRecord, *, now_ms: int) -> ExperimentRecord:
@@ -108,8 +109,8 @@ def clone(record: ExperimentRecord, experiment_id: str, *, now_ms: int) -> Exper
             " and not the same id",
         )
     arms = tuple(
-        Arm(arm_id=arm.arm_id, levels=arm.levels, content=arm.content)
-        for arm in record.arms
+        Arm(arm_id=name, levels=arm.levels, content=arm.content)
+        for name, arm in record.newest_arms.items()
         if arm.status in ELIGIBLE or arm.arm_id in (record.control, record.default_arm)
     )
     version = msgspec.structs.replace(record.versions[-1], version=1, effective_from_ms=now_ms)
@@ -119,8 +120,8 @@ def clone(record: ExperimentRecord, experiment_id: str, *, now_ms: int) -> Exper
         revision=1,
         status="draft",
         arms=arms,
-        # A design with arms missing is no longer the product of its factors.
-        factors=record.factors if len(arms) == len(record.arms) else (),
+        control=name_of(record.control),
+        default_arm=None if record.default_arm is None else name_of(record.default_arm),
         versions=(version,),
         winner=None,
         created_at_ms=now_ms,

@@ -247,6 +247,14 @@ class Reader:
             return default
         return float(value)
 
+    def whole(self, key: str, default: int, *, low: int, high: int) -> int:
+        """Read a whole number within limits, both included."""
+        value = self.number(key, default, low=low, high=high)
+        if value != int(value):
+            self.problem(key, f"{value:g} is not a whole number")
+            return default
+        return int(value)
+
     def flag(self, key: str, default: bool) -> bool:
         """Read true or false."""
         if not self.has(key):

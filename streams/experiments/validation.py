@@ -8,17 +8,23 @@ Whether a definition may replace the record that is there is another question: s
 ``streams.experiments.changes``.
 """
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
 
 from bandit_core.policies import POLICIES, DefinitionError, policy_from_definition
 from streams.config import DAY_MS, HOUR_MS
+from streams.experiments.arms import (
+    ELIGIBLE,
+    ArmEntry,
+    check_number_of_arms,
+    read_arms,
+    read_factors,
+    read_levels,
+    read_named_arm,
+)
 from streams.experiments.definition import (
-    ArmStatus,
     Counting,
     Delay,
     Factor,
@@ -35,23 +41,11 @@ from streams.experiments.definition import (
 )
 from streams.experiments.reader import Problems, Reader, format_duration, load_documents, read_instant_ms
 
-ARMS_MAX = 1000
 SEGMENTS_MAX = 1000
-LEVEL_MAX_CHARACTERS = 128
 OTHER_LEVEL = "other"
 CELLS_MAX = 2000
-ELIGIBLE: tuple[ArmStatus, ...] = ("incubating", "active")
 
 DocumentStatus = Literal["draft", "live", "paused"]
-
-
-class ArmEntry(Struct, frozen=True, kw_only=True):
-    """An arm as a document has it; ``status`` is ``None`` where the document does not say."""
-
-    arm_id: str
-    status: ArmStatus | None = None
-    levels: dict[str, str] = {}
-    content: str | None = None
 
 
 class Definition(Struct, frozen=True, kw_only=True):
@@ -128,13 +122,13 @@ def _read_definition(document: object, problems: Problems) -> Definition:
     description = reader.text("description", "")
     live: DocumentStatus = "live"
     status = reader.choice("status", live, DocumentStatus) if reader.has("status") else None
-    factors = tuple(_read_factors(reader))
-    arms = _read_arms(reader, factors)
+    factors = tuple(read_factors(reader))
+    arms = read_arms(reader, factors)
     policy = _read_policy(reader.mapping("policy"))
     eligible = [arm.arm_id for arm in arms if arm.status is None or arm.status in ELIGIBLE]
     check_shares(policy, len(eligible), problems)
-    control = _read_named_arm(reader, "control", arms, eligible) or (eligible[0] if eligible else "")
-    default_arm = _read_named_arm(reader, "default_arm", arms, eligible)
+    control = read_named_arm(reader, "control", arms, eligible) or (eligible[0] if eligible else "")
+    default_arm = read_named_arm(reader, "default_arm", arms, eligible)
     sticky: Literal["unit", "interval"] = reader.choice("sticky", "unit", Literal["unit", "interval"])
     counting = _read_counting(reader)
     _check_context(policy, counting, len(arms), problems)
@@ -145,7 +139,7 @@ def _read_definition(document: object, problems: Problems) -> Definition:
         except ValueError as error:
             reader.problem("effective_from", str(error))
     if isinstance(document, dict):
-        _check_number_of_arms(reader, arms, policy)
+        check_number_of_arms(reader, arms, policy)
     reader.finish()
     return Definition(
         experiment_id=experiment_id,
@@ -160,123 +154,6 @@ def _read_definition(document: object, problems: Problems) -> Definition:
         policy=policy,
         effective_from_ms=effective_from_ms,
     )
-
-
-# --- arms ---
-
-
-def _read_factors(reader: Reader) -> Iterable[Factor]:
-    for name, levels in reader.pairs("factors"):
-        path = reader.at(f"factors.{name}")
-        if (found := _read_levels(levels, path, reader.problems)) is not None:
-            reader.check_identifier(f"factors.{name}", name)
-            yield Factor(name=name, levels=found)
-
-
-def _read_levels(value: object, path: str, problems: Problems) -> tuple[str, ...] | None:
-    if not isinstance(value, list) or not value:
-        problems.add(path, f"{value!r} is not a list of levels; write e.g. [small, large]")
-        return None
-    for index, level in enumerate(value):
-        if not isinstance(level, str):
-            problems.add(f"{path}[{index}]", f"{level!r} is not text; put it in quotes")
-        elif not level or len(level) > LEVEL_MAX_CHARACTERS or not level.isprintable():
-            problems.add(
-                f"{path}[{index}]", f"{level!r} is not 1 to {LEVEL_MAX_CHARACTERS} printable characters"
-            )
-    texts = [level for level in value if isinstance(level, str)]
-    for repeated in sorted({level for level in texts if texts.count(level) > 1}):
-        problems.add(path, f"the level {repeated!r} occurs twice; remove one")
-    return tuple(texts)
-
-
-def _read_arms(reader: Reader, factors: Sequence[Factor]) -> tuple[ArmEntry, ...]:
-    if reader.has("factors"):
-        if reader.has("arms"):
-            reader.problem(
-                "arms", "given together with factors, whose product gives the arms; remove one of the two"
-            )
-        return _arms_of_factors(reader, factors)
-    arms = []
-    for path, item in reader.items("arms"):
-        if isinstance(item, str):
-            arms.append(ArmEntry(arm_id=item))
-            reader.check_identifier(path, item)
-        elif isinstance(item, dict):
-            arms.append(_read_arm(Reader(item, path, reader.problems)))
-        else:
-            reader.problems.add(
-                path, f"{item!r} is neither text nor a mapping with `id`; put a number in quotes"
-            )
-    ids = [arm.arm_id for arm in arms]
-    for repeated in sorted({arm_id for arm_id in ids if arm_id and ids.count(arm_id) > 1}):
-        reader.problem("arms", f"the id {repeated} occurs twice; remove or rename one")
-    return tuple(arms)
-
-
-def _read_arm(reader: Reader) -> ArmEntry:
-    active: ArmStatus = "active"
-    arm = ArmEntry(
-        arm_id=reader.identifier("id"),
-        status=reader.choice("status", active, ArmStatus) if reader.has("status") else None,
-        content=reader.text("content") if reader.has("content") else None,
-    )
-    reader.finish()
-    return arm
-
-
-def _arms_of_factors(reader: Reader, factors: Sequence[Factor]) -> tuple[ArmEntry, ...]:
-    """Arms of a full factorial design; an arm's id is its levels in the order of factors, joined by ``-``."""
-    if math.prod(len(factor.levels) for factor in factors) > ARMS_MAX:
-        reader.problem("factors", f"their product exceeds {ARMS_MAX} arms; use fewer levels")
-        return ()
-    arms = [
-        ArmEntry(
-            arm_id="-".join(levels),
-            levels={factor.name: level for factor, level in zip(factors, levels, strict=True)},
-        )
-        for levels in itertools.product(*(factor.levels for factor in factors))
-        if levels
-    ]
-    for factor in factors:
-        for level in factor.levels:
-            reader.check_identifier(f"factors.{factor.name}", level)
-    ids = [arm.arm_id for arm in arms]
-    for repeated in sorted({arm_id for arm_id in ids if ids.count(arm_id) > 1}):
-        reader.problem("factors", f"two combinations of levels give the arm id {repeated}; rename a level")
-    return tuple(arms)
-
-
-def _read_named_arm(
-    reader: Reader, key: str, arms: Sequence[ArmEntry], eligible: Sequence[str]
-) -> str | None:
-    if not reader.has(key):
-        return None
-    name = reader.text(key)
-    ids = [arm.arm_id for arm in arms]
-    if name and ids and name not in ids:
-        shown = ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")
-        reader.problem(key, f"{name} is not an arm; the arms are {shown}")
-    elif name and ids and name not in eligible:
-        reader.problem(key, f"{name} gets no traffic by its status; name an active arm")
-    return name
-
-
-def _check_number_of_arms(reader: Reader, arms: Sequence[ArmEntry], policy: Policy) -> None:
-    key = "factors" if reader.has("factors") else "arms"
-    if not arms:
-        if not reader.has(key):
-            reader.problem("arms", "missing; list the arms, or give factors whose product they are")
-        elif reader.value(key) in ([], {}):
-            reader.problem(key, "empty; give at least two arms")
-    elif len(arms) > ARMS_MAX:
-        reader.problem(key, f"{len(arms)} arms exceed {ARMS_MAX}; use fewer")
-    elif len(arms) == 1 and policy.comparison == 0:
-        reader.problem(
-            key, "one arm alone has nothing to be compared with; add an arm, or set policy.comparison"
-        )
-    elif all(arm.status is not None and arm.status not in ELIGIBLE for arm in arms):
-        reader.problem(key, "no arm gets traffic by its status; make at least one active")
 
 
 # --- counting ---
@@ -352,7 +229,7 @@ def _read_features(reader: Reader) -> tuple[Feature, ...]:
     for name, levels in reader.pairs("features"):
         path = reader.at(f"features.{name}")
         reader.check_identifier(f"features.{name}", name)
-        if (found := _read_levels(levels, path, reader.problems)) is None:
+        if (found := read_levels(levels, path, reader.problems)) is None:
             continue
         if OTHER_LEVEL in found:
             reader.problems.add(
@@ -466,9 +343,9 @@ def _read_lifecycle(reader: Reader) -> Lifecycle:
         adaptive_holdout=reader.flag("adaptive_holdout", False),
         adaptive_floor=reader.flag("adaptive_floor", False),
         drop=reader.flag("drop", False),
-        drop_intervals=int(reader.number("drop_intervals", 24, low=1, high=10_000)),
-        min_trials=int(reader.number("min_trials", 100, low=0, high=1e9)),
-        max_trials=int(reader.number("max_trials", 10_000, low=1, high=1e9)),
+        drop_intervals=reader.whole("drop_intervals", 24, low=1, high=10_000),
+        min_trials=reader.whole("min_trials", 100, low=0, high=10**9),
+        max_trials=reader.whole("max_trials", 10_000, low=1, high=10**9),
         max_step=reader.number("max_step", 0.1, low=0, high=1, low_open=True)
         if reader.has("max_step")
         else None,

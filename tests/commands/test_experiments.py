@@ -88,7 +88,7 @@ def test_show_and_clone(ready: Any, file: Path) -> None:
     ready("experiments", "apply", str(file))
     shown = ready("experiments", "show", "checkout-button").out
     assert "# checkout-button: live, revision 1\n" in shown
-    assert "# arm blue: active\n" in shown
+    assert "# arm blue: active, content " in shown
     assert "# counting version 1: from " in shown
     assert parse_definition(shown).experiment_id == "checkout-button"
     document = ready("experiments", "show", "checkout-button", "--document").out

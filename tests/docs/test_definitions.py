@@ -121,7 +121,7 @@ def test_every_key_of_a_definition_is_in_the_table(monkeypatch: pytest.MonkeyPat
         finish(reader)
 
     monkeypatch.setattr(Reader, "finish", note)
-    _, full, factorial = blocks(EXPERIMENTS, "yaml")
+    _, full, factorial, *_ = blocks(EXPERIMENTS, "yaml")
     parse_definition(full)
     parse_definition(factorial)
     # A guardrail has the fields of a reward; where two levels are written, the upper one is implied.

@@ -157,13 +157,78 @@ def test_arms_never_vanish_and_are_not_revived_by_accident() -> None:
     ]
 
 
-def test_content_measured_under_an_id_stays() -> None:
+def statuses(record: ExperimentRecord) -> dict[str, str]:
+    return {arm.arm_id: arm.status for arm in record.arms}
+
+
+def test_other_content_is_another_version_and_the_one_before_is_over() -> None:
     record = new(arms=["a", {"id": "b", "content": "green"}])
-    with pytest.raises(DefinitionInvalid, match=r"arms\.b: .* give the new content a new id, e\.g\. b-2"):
-        apply(record, arms=["a", {"id": "b", "content": "blue"}])
-    draft = new(status="draft", arms=["a", {"id": "b", "content": "green"}])
-    changed = apply(draft, arms=["a", {"id": "b", "content": "blue"}])
-    assert changed.record.arms[1].content == "blue"
+    blue: list[object] = ["a", {"id": "b", "content": "blue"}]
+    changed, summary = apply(record, arms=blue)
+    assert statuses(changed) == {"a": "active", "b": "stopped", "b@2": "incubating"}
+    assert summary == ("arm b: active -> stopped", "arm b@2: new version of b, incubating")
+    old, present = changed.arms[1:]
+    assert (old.content, present.content) == ("green", "blue")
+    assert (old.name, old.version, present.name, present.version) == ("b", 1, "b", 2)
+    assert old.content_hash != present.content_hash
+    assert old.content_hash == record.arms[1].content_hash
+    assert apply(changed, arms=blue) == Change(changed, ())
+    # Back to what it was: measured at another time, so it is a version of its own, too.
+    back = apply(changed, arms=["a", {"id": "b", "content": "green"}]).record
+    assert statuses(back) == {"a": "active", "b": "stopped", "b@2": "stopped", "b@3": "incubating"}
+    assert back.arms[3].content_hash == old.content_hash
+    # Nothing that names the arm means a version that is over.
+    stopped = lifecycle.stop_arm(changed, "b", now_ms=T0)
+    assert statuses(stopped) == {"a": "active", "b": "stopped", "b@2": "stopped"}
+    assert apply(stopped, arms=["a", {"id": "b", "content": "blue", "status": "active"}]).summary == (
+        "arm b@2: stopped -> active",
+    )
+    draft = new(status="draft", arms=["a", {"id": "b", "content": "green", "status": "pending"}])
+    changed = apply(draft, arms=blue).record
+    assert [(arm.arm_id, arm.content, arm.status) for arm in changed.arms] == [
+        ("a", None, "active"),
+        ("b", "blue", "pending"),
+    ]
+
+
+def test_control_and_default_follow_their_newest_versions() -> None:
+    record = new(default_arm="a", arms=[{"id": "a", "content": "1"}, "b"])
+    changed = apply(record, default_arm="a", arms=[{"id": "a", "content": "2"}, "b"]).record
+    assert (changed.control, changed.default_arm) == ("a@2", "a@2")
+    assert lifecycle.complete(changed, winner="a", now_ms=T0).winner == "a@2"
+    with pytest.raises(LifecycleError, match="it is the control arm"):
+        lifecycle.stop_arm(changed, "a", now_ms=T0)
+    copy = lifecycle.clone(changed, "f", now_ms=T0)
+    assert [(arm.arm_id, arm.content) for arm in copy.arms] == [("a", "2"), ("b", None)]
+    assert (copy.control, copy.default_arm) == ("a", "a")
+
+
+def test_an_arm_that_was_dropped_returns_as_a_new_version_only() -> None:
+    record = apply(new(), arms=["a", {"id": "b", "status": "dropped"}, "c"]).record
+    assert apply(record).summary == ()
+    for status in ("active", "incubating", "pending"):
+        with pytest.raises(DefinitionInvalid, match=r"arms\.b\.status: .* state `version: 2`"):
+            apply(record, arms=["a", {"id": "b", "status": status}, "c"])
+    again: list[object] = ["a", {"id": "b", "version": 2}, "c"]
+    changed = apply(record, arms=again).record
+    assert statuses(changed) == {"a": "active", "b": "dropped", "c": "active", "b@2": "incubating"}
+    assert apply(changed, arms=again).summary == ()
+    assert apply(changed).summary == ()
+    with pytest.raises(DefinitionInvalid, match=r"arms\.b\.version: 4 neither is the newest version, 2, nor"):
+        apply(changed, arms=["a", {"id": "b", "version": 4}, "c"])
+    with pytest.raises(DefinitionInvalid, match=r"arms\.b\.version: its content or levels differ .* use 3"):
+        apply(changed, arms=["a", {"id": "b", "version": 2, "content": "x"}, "c"])
+
+
+def test_combinations_of_factors_that_are_not_arms_yet_may_come() -> None:
+    factors = {"colour": ["red", "green"], "size": ["s", "l"]}
+    record = new(factors=factors, arms=["red-s", "red-l", "green-s"])
+    assert [arm.levels for arm in record.arms][2] == {"colour": "green", "size": "s"}
+    changed = apply(record, factors=factors, arms=["red-s", "red-l", "green-s", "green-l"])
+    assert changed.summary == ("arm green-l: new, incubating",)
+    assert to_document(changed.record)["arms"][3] == {"id": "green-l", "status": "incubating"}
+    # Without a list all combinations are meant.
+    assert apply(record, factors=factors, arms=None).summary == ("arm green-l: new, incubating",)
 
 
 def test_contradictions_with_the_record_are_all_named() -> None:
@@ -198,6 +263,11 @@ def test_what_is_over_is_fixed(end: str) -> None:
         {},
         {"status": "paused", "description": "Größe & mehr: yes", "sticky": "interval", "count_test": True},
         {"arms": None, "factors": {"colour": ["red", "green"], "size": ["s", "l"]}, "default_arm": "green-l"},
+        {"arms": ["a-x", "b-y"], "factors": {"one": ["a", "b"], "two": ["x", "y"]}},
+        {
+            "arms": ["a-x", {"id": "b-y", "version": 3}, {"id": "free", "content": "text"}],
+            "factors": {"one": ["a", "b"], "two": ["x", "y"]},
+        },
         {"arms": ["on", {"id": "1", "content": "null"}, {"id": "x", "status": "incubating"}], "control": "1"},
         {
             "reward": {"metric": "revenue", "kind": "value", "cap": 12.5, "lower_is_better": True},
@@ -231,7 +301,7 @@ def test_the_document_of_a_record_changes_nothing(changes: dict[str, object]) ->
 
 
 def test_the_document_of_a_changed_record_changes_nothing() -> None:
-    record = apply(new(), touch="first", arms=["a", "c", "d"]).record
+    record = apply(new(), touch="first", arms=["a", "c", {"id": "d", "version": 2}]).record
     for state in (record, lifecycle.pause(record, now_ms=T0), lifecycle.stop_arm(record, "c", now_ms=T0)):
         definition = parse_definition(json.dumps(to_document(state)))
         assert apply_definition(definition, state, now_ms=T0, lead_ms=LEAD).summary == ()

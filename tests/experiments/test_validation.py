@@ -257,7 +257,15 @@ effective_from: 2024-01-01
         ),
         ({"count_test": "yes"}, "count_test: 'yes' is not true or false"),
         ({"arm": ["a"]}, "arm: unknown key; did you mean arms?"),
-        ({"factors": {"c": ["x", "y"]}}, "arms: given together with factors"),
+        (
+            {"factors": {"c": ["x", "y"], "d": ["1", "2"]}, "arms": ["x-1", "y"]},
+            "arms[1]: y is no combination of the factors' levels; join one level of each of c, d by '-'",
+        ),
+        ({"factors": {"c": ["x", "y"]}, "arms": ["x", "x"]}, "arms: the id x occurs twice"),
+        ({"factors": {"c": ["x", "y"]}, "arms": []}, "arms: empty; give at least two arms"),
+        ({"arms": ["a", {"id": "b@2"}]}, "arms[1].id: 'b@2' is not an identifier"),
+        ({"arms": ["a", {"id": "b", "version": 0}]}, "arms[1].version: 0 is not in [1, 1000]"),
+        ({"arms": ["a", {"id": "b", "version": 1.5}]}, "arms[1].version: 1.5 is not a whole number"),
         (
             {"arms": None, "factors": {"a": ["x", "x-y"], "b": ["y-z", "z"]}},
             "factors: two combinations of levels give the arm id x-y-z",
