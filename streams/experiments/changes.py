@@ -14,6 +14,8 @@ document
 - What an arm shows is what was measured. Other content or levels (another hash) are a new version of the arm
   with an id of its own, ``green@2``, which starts without counts; the version before it is stopped for good.
   A document asks for the same by ``version``, which is how an arm that was dropped returns.
+- The end at which batched least squares may be looked at is fixed before the start: chosen while looking, it
+  would be no end.
 """
 
 from typing import NamedTuple
@@ -30,6 +32,7 @@ from streams.experiments.definition import (
     ExperimentStatus,
     arm_id_of,
 )
+from streams.experiments.end import check_fixed
 from streams.experiments.reader import Problems, format_duration
 from streams.experiments.validation import Definition, check_shares
 
@@ -86,6 +89,7 @@ def apply_definition(
     for key, arm_id in (("control", control), ("default_arm", default_arm)):
         if arm_id is not None and arm_id not in eligible:
             problems.add(key, f"{arm_id} gets no traffic; name another arm, or state `status: active` for it")
+    check_fixed(definition.ends_at_ms, record, problems)
     problems.raise_if_any(f"experiment {record.experiment_id}")
     new = msgspec.structs.replace(
         merged,
@@ -96,6 +100,7 @@ def apply_definition(
         factors=definition.factors,
         default_arm=default_arm,
         sticky=definition.sticky,
+        ends_at_ms=definition.ends_at_ms,
         description=definition.description,
     )
     summary = (*version_lines, *_differences(record, new))
@@ -119,6 +124,7 @@ def _create(definition: Definition, now_ms: int) -> Change:
         factors=definition.factors,
         default_arm=None if definition.default_arm is None else ids[definition.default_arm],
         sticky=definition.sticky,
+        ends_at_ms=definition.ends_at_ms,
         created_at_ms=now_ms,
         updated_at_ms=now_ms,
         description=definition.description,
@@ -270,7 +276,7 @@ def _differences(old: ExperimentRecord, new: ExperimentRecord) -> list[str]:
     ]
     lines += [
         f"{name}: {_shown(getattr(old, name))} -> {_shown(getattr(new, name))}"
-        for name in ("control", "default_arm", "sticky", "description")
+        for name in ("control", "default_arm", "sticky", "ends_at_ms", "description")
         if getattr(old, name) != getattr(new, name)
     ]
     if old.factors != new.factors:

@@ -173,6 +173,7 @@ class ExperimentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     default_arm: str | None = None
     sticky: Literal["unit", "interval"] = "unit"
     winner: str | None = None
+    ends_at_ms: int | None = None  # when batched least squares may be looked at, once
     created_at_ms: int = 0
     updated_at_ms: int = 0
     description: str = ""

@@ -35,6 +35,8 @@ def to_document(record: ExperimentRecord) -> dict[str, Any]:
         document["default_arm"] = name_of(record.default_arm)
     if record.sticky != "unit":
         document["sticky"] = record.sticky
+    if record.ends_at_ms is not None:
+        document["ends_at"] = record.ends_at_ms
     return document | _counting(record.versions[-1]) | _policy(record.policy)
 
 

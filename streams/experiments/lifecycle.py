@@ -124,6 +124,7 @@ def clone(record: ExperimentRecord, experiment_id: str, *, now_ms: int) -> Exper
         default_arm=None if record.default_arm is None else name_of(record.default_arm),
         versions=(version,),
         winner=None,
+        ends_at_ms=None,  # it was the old experiment's
         created_at_ms=now_ms,
         updated_at_ms=now_ms,
     )

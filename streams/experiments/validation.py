@@ -39,7 +39,8 @@ from streams.experiments.definition import (
     Touch,
     TrialWindow,
 )
-from streams.experiments.reader import Problems, Reader, format_duration, load_documents, read_instant_ms
+from streams.experiments.end import read_end, read_instant
+from streams.experiments.reader import Problems, Reader, format_duration, load_documents
 
 SEGMENTS_MAX = 1000
 OTHER_LEVEL = "other"
@@ -66,6 +67,7 @@ class Definition(Struct, frozen=True, kw_only=True):
     counting: Counting
     policy: Policy
     effective_from_ms: int | None
+    ends_at_ms: int | None = None
 
 
 def parse_definitions(text: str, where: str = "definition") -> list[Definition]:
@@ -132,12 +134,8 @@ def _read_definition(document: object, problems: Problems) -> Definition:
     sticky: Literal["unit", "interval"] = reader.choice("sticky", "unit", Literal["unit", "interval"])
     counting = _read_counting(reader)
     _check_context(policy, counting, len(arms), problems)
-    effective_from_ms = None
-    if reader.has("effective_from"):
-        try:
-            effective_from_ms = read_instant_ms(reader.value("effective_from"))
-        except ValueError as error:
-            reader.problem("effective_from", str(error))
+    effective_from_ms = read_instant(reader, "effective_from")
+    ends_at_ms = read_end(reader, effective_from_ms, counting, sticky)
     if isinstance(document, dict):
         check_number_of_arms(reader, arms, policy)
     reader.finish()
@@ -153,6 +151,7 @@ def _read_definition(document: object, problems: Problems) -> Definition:
         counting=counting,
         policy=policy,
         effective_from_ms=effective_from_ms,
+        ends_at_ms=ends_at_ms,
     )
 
 

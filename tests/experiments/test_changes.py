@@ -48,7 +48,12 @@ def test_the_first_version_may_be_dated_back() -> None:
 
 
 def test_applying_the_same_again_changes_nothing() -> None:
-    cases: list[dict[str, object]] = [{}, {"effective_from": 1000}, {"status": "live", "sticky": "interval"}]
+    cases: list[dict[str, object]] = [
+        {},
+        {"effective_from": 1000},
+        {"status": "live", "sticky": "interval"},
+        {"sticky": "interval", "ends_at": 7 * 24 * HOUR_MS},
+    ]
     for changes in cases:
         record = new(**changes)
         assert apply(record, T0 + 9, **changes) == Change(record, ())
@@ -305,3 +310,16 @@ def test_the_document_of_a_changed_record_changes_nothing() -> None:
     for state in (record, lifecycle.pause(record, now_ms=T0), lifecycle.stop_arm(record, "c", now_ms=T0)):
         definition = parse_definition(json.dumps(to_document(state)))
         assert apply_definition(definition, state, now_ms=T0, lead_ms=LEAD).summary == ()
+
+
+@pytest.mark.parametrize("ends_at", [None, 8 * 24 * HOUR_MS])
+def test_an_end_is_fixed_before_the_start(ends_at: int | None) -> None:
+    end: dict[str, object] = {"sticky": "interval", "ends_at": 7 * 24 * HOUR_MS}
+    other: dict[str, object] = {"sticky": "interval"} | ({} if ends_at is None else {"ends_at": ends_at})
+    draft = new(status="draft", **end)
+    assert apply(draft, **other).record.ends_at_ms == ends_at
+    live = new(**end)
+    assert live.ends_at_ms == 7 * 24 * HOUR_MS
+    with pytest.raises(DefinitionInvalid, match=r"ends_at: .* an end chosen while looking is none"):
+        apply(live, **other)
+    assert lifecycle.clone(live, "again", now_ms=T0).ends_at_ms is None
