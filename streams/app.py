@@ -24,6 +24,7 @@ from faust.app.base import BootStrategy
 
 from streams.agents.context import JoinContext
 from streams.agents.join import Join
+from streams.agents.read_back import ReadBack
 from streams.agents.source import SourceTopics, explained
 from streams.config import Settings
 from streams.deadletters import DeadLetterProducer
@@ -213,6 +214,7 @@ class _WorkerProcess:
             producer=producer,
             dead_letters=dead_letters,
             source=source,
+            read_back=ReadBack(settings),
             consumer=lambda: cast("ChunkConsumer", app.consumer),
             crash=self.end,
             has_undelivered=lambda: any(not queue.empty() for queue in queues),
@@ -227,6 +229,8 @@ class _WorkerProcess:
             await stack.enter_async_context(dead_letters)
             stack.push_async_callback(source.stop)
             stack.push_async_callback(journal.stop)
+            context.read_back.start()
+            stack.push_async_callback(context.read_back.stop)
             join.start()
             running = asyncio.get_running_loop().create_task(self._run_faust(app), name="faust")
             try:

@@ -161,7 +161,7 @@ class CompactedView(Generic[K, V]):
             task.cancel()
             await asyncio.wait([task])
         if self._consumer is not None:
-            await _stop_consumer(self._consumer)
+            await stop_consumer(self._consumer)
 
     async def catch_up(self, deadline_ms: float = START_DEADLINE_MS) -> None:
         """Read everything that was in the topic when this was called.
@@ -348,7 +348,7 @@ class CompactedView(Generic[K, V]):
                 log.exception("%s: a callback failed; the view goes on", self.topic)
 
 
-async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
+async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
     """Stop a consumer, also while its brokers are away.
 
     Its fetch tasks then sit in a back-off. aiokafka cancels them and lets that cancellation out of its own

@@ -35,6 +35,7 @@ __all__ = [
     "ProgressRecord",
     "decode_counts",
     "decode_key",
+    "decode_order",
     "decode_progress",
     "decode_rows",
     "encode_counts",
@@ -95,6 +96,10 @@ class _CountsValue(Struct, frozen=True):
     cells: tuple[CellRow, ...]
 
 
+class _AnyValue(Struct, frozen=True):
+    order: Order
+
+
 class _ProgressValue(Struct, frozen=True):
     order: Order
     watermark_ms: int
@@ -103,6 +108,7 @@ class _ProgressValue(Struct, frozen=True):
 _encode = msgspec.json.Encoder().encode
 _counts_decoder = msgspec.json.Decoder(_CountsValue)
 _progress_decoder = msgspec.json.Decoder(_ProgressValue)
+_order_decoder = msgspec.json.Decoder(_AnyValue)
 _key_decoder = msgspec.json.Decoder(tuple[str, int, int])
 _progress_key_decoder = msgspec.json.Decoder(tuple[str, int])
 _ACTION = "the record is skipped; find its writer, or delete the key if no worker of this version wrote it"
@@ -148,6 +154,17 @@ def encode_counts(key: CountsKey, record: CountsRecord) -> bytes:
         lags = [(lag, *counts) for lag, counts in sorted(cell.lags.items())]
         rows.append((*cell_key[1:-1], cell.trials, cell.crossovers, lags))
     return _encode({"order": record.order, "cells": rows})
+
+
+def decode_order(raw: bytes) -> Order:
+    """Order of a counts or progress record's value; the rest is not looked at.
+
+    Raises
+    ------
+    RecordError
+        If it does not decode.
+    """
+    return _decoded(_order_decoder.decode, raw, "value").order
 
 
 def decode_rows(raw: bytes) -> tuple[Order, tuple[CellRow, ...]]:

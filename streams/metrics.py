@@ -194,6 +194,10 @@ class Metrics(_Registered):
         self.counts_published_total = self._counter(
             "counts_published_total", "Records written to the topic counts."
         )
+        self.counts_written_over_total = self._counter(
+            "counts_written_over_total",
+            "Records of earlier owners that came into the topic counts late, and were written over.",
+        )
         self.counts_dirty_cells = self._gauge(
             "counts_dirty_cells", "Changed cells that are not in the topic counts yet.", ("partition",)
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaProducer
 
+from streams.agents.read_back import ReadBack
 from streams.agents.source import SourceTopics
 from streams.config import Settings
 from streams.deadletters import DeadLetterProducer
@@ -46,6 +47,7 @@ class JoinContext:
     producer: AIOKafkaProducer
     dead_letters: DeadLetterProducer
     source: SourceTopics
+    read_back: ReadBack
     consumer: Callable[[], ChunkConsumer]
     crash: Callable[[BaseException], None]
     has_undelivered: Callable[[], bool]

@@ -6,7 +6,9 @@ the head's at that moment; the progress record goes out after the cells are ackn
 watermark of the same moment, so whoever has read it has read every cell dated before it.
 
 Nothing is remembered on disk: after a claim everything is published once, which also mends what a crash
-left out.
+left out. What the topic has of this partition and others wrote (:mod:`streams.agents.read_back`) is
+published over: with the cells of today, or a tombstone where there are none. The first progress waits for
+that, so that nobody takes cells into account which are about to go.
 
 Cost: one range read and one record for each changed (experiment, bucket) and publication.
 """
@@ -39,8 +41,13 @@ log = logging.getLogger(__name__)
 
 IN_FLIGHT = 1000
 Group = tuple[str, int]  # experiment_id, bucket
+Rank = tuple[int, int]  # journal id, claim: the greatest one wins, whatever the offset
 
 _key_of = lru_cache(maxsize=16_384)(decode_key)  # the cells of an hour change in every batch
+
+
+def _group_of(key: CountsKey) -> Group:
+    return key.experiment_id, key.bucket
 
 
 class CountsPublisher:
@@ -76,6 +83,9 @@ class CountsPublisher:
         self._metrics = metrics
         self._dirty: set[Group] = set()
         self._published_ms: int | None = None
+        self._claimed: Rank | None = None
+        self._seen_all = False
+        self.highest_seen: Rank = (0, 0)
 
     def mark(self, cell_keys: Iterable[bytes]) -> None:
         """Note that these cells (encoded keys) have changed."""
@@ -86,8 +96,42 @@ class CountsPublisher:
 
     def mark_all(self) -> None:
         """Note that everything is to be published again: after a claim nobody knows what was."""
+        self._claimed = self._rank()
         self.mark(key for key, _ in self._partition.cells())
         self._published_ms = None
+
+    def _rank(self) -> Rank:
+        return self._partition.head.journal_id, self._partition.head.claim
+
+    # What the topic has
+
+    @property
+    def is_outranked(self) -> bool:
+        """Whether records stand in the topic that readers would prefer to what is published here.
+
+        They are of a newer owner, or of a journal that is no more: a new claim finds out.
+        """
+        return self.highest_seen > self._rank()
+
+    def seen(self, key: CountsKey, order: Order | None) -> None:
+        """Take in a record of this partition as the topic has it; what is not this owner's is marked."""
+        if order is None:
+            is_stale = any(True for _ in self._partition.scan(CELL + bucket_prefix(*_group_of(key))))
+        else:
+            self.highest_seen = max(self.highest_seen, order[:2])
+            is_stale = self._claimed is None or order[:2] < self._claimed
+        if not is_stale:
+            return
+        if key.experiment_id == "":
+            self._published_ms = None
+        else:
+            self._dirty.add(_group_of(key))
+        if self._seen_all:
+            self._metrics.counts_written_over_total.inc()
+
+    def seen_all(self) -> None:
+        """Let the first progress go: what was in the topic before is marked."""
+        self._seen_all = True
 
     async def flush(self) -> None:
         """Publish what has changed, then the progress; on an error the rest stays to be published.
@@ -106,7 +150,7 @@ class CountsPublisher:
         left = set(groups)
         try:
             await self._publish_cells(sorted(groups), left, order)
-            if watermark_ms is not None and watermark_ms != self._published_ms:
+            if self._seen_all and watermark_ms is not None and watermark_ms != self._published_ms:
                 await self._publish_progress(ProgressRecord(order, watermark_ms))
                 self._published_ms = watermark_ms
         except BaseException:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from streams.agents.context import SOURCES, JoinContext
+from streams.agents.counts import CountsPublisher
 from streams.agents.runner import PartitionRunner
 from streams.agents.sweeper import JoinSweeper
 from streams.errors import BanditError, TopicsMismatch
@@ -88,10 +89,7 @@ class Join:
             if assignment != self._assignment:
                 return
             self._shards.own(number)
-            owner = self._owner(number, partition, generation)
-            self._runners[number] = PartitionRunner(
-                number, partition, owner, self._context, generation, self._shards.assigned_at(number)
-            )
+            self._runners[number] = self._runner(number, partition, generation)
             self._runners[number].start()
         self._context.health.ok("start")
         self._check = asyncio.get_running_loop().create_task(self._check_topics())
@@ -108,7 +106,22 @@ class Join:
         except BanditError as error:
             log.warning("topics not checked at this assignment: %s", error)
 
-    def _owner(self, number: int, partition: Partition, generation: int) -> Owner:
+    def _runner(self, number: int, partition: Partition, generation: int) -> PartitionRunner:
+        context = self._context
+        counts = CountsPublisher(
+            number,
+            partition,
+            context.producer,
+            topic=context.settings.topic("counts"),
+            n_partitions=context.settings.counts_partitions,
+            metrics=context.metrics,
+        )
+        owner = self._owner(number, partition, generation, counts)
+        return PartitionRunner(
+            number, partition, owner, counts, context, generation, self._shards.assigned_at(number)
+        )
+
+    def _owner(self, number: int, partition: Partition, generation: int, counts: CountsPublisher) -> Owner:
         context, settings = self._context, self._context.settings
 
         async def heartbeat_fresh() -> bool:
@@ -125,6 +138,7 @@ class Join:
                 recovery_deadline_s=settings.recovery_deadline_ms / 1000,
             ),
             sweeper=JoinSweeper(context.definitions, context.limits),
+            published=lambda: counts.highest_seen,
         )
 
     def _forget(self, numbers: set[int]) -> None:

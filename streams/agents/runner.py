@@ -67,6 +67,8 @@ class PartitionRunner:
         Its open database.
     owner
         The protocol over its journal.
+    counts
+        What publishes its cells.
     context
         What all owner tasks of the worker share.
     generation
@@ -80,6 +82,7 @@ class PartitionRunner:
         number: int,
         partition: Partition,
         owner: Owner,
+        counts: CountsPublisher,
         context: JoinContext,
         generation: int,
         assigned_at: int,
@@ -100,14 +103,7 @@ class PartitionRunner:
         self._known_claim = -1
         self._last_chunk_s = time.monotonic()
         self._batches = 0
-        self._counts = CountsPublisher(
-            number,
-            partition,
-            context.producer,
-            topic=context.settings.topic("counts"),
-            n_partitions=context.settings.counts_partitions,
-            metrics=context.metrics,
-        )
+        self._counts = counts
         self._verdicts = VerdictEmitter(number, context.dead_letters, context.source, context.topic_names)
         self._task: asyncio.Task[None] | None = None
 
@@ -151,6 +147,7 @@ class PartitionRunner:
                 self.name, "the partition is being claimed", "wait; the log says what it waits for"
             )
             began_s = time.monotonic()
+            context.read_back.watch(self.number, self._counts)
             if not await self._become_owner():
                 return
             create = asyncio.get_running_loop().create_task
@@ -185,6 +182,7 @@ class PartitionRunner:
             log.exception("%s: unexpected error", self.name)
             context.crash(error)
         finally:
+            context.read_back.unwatch(self.number, self._counts)
             for topic in SOURCES:
                 self._set_busy(topic, False)
             for task in tasks:
@@ -444,6 +442,9 @@ class PartitionRunner:
     # Between batches
 
     async def _between_batches(self, *, idle: bool) -> None:
+        if self._counts.is_outranked:
+            log.warning("%s: counts of a later owner or of another journal stand in the topic", self.name)
+            await self._go_on(claim=True)
         if idle:
             await self._find_lost_chunk()
             await self._raise_idle()

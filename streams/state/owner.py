@@ -92,6 +92,9 @@ class Owner:
         See :data:`Heartbeat`.
     clock_ms
         Wall clock, epoch ms; goes into claims and sweeps, decides nothing.
+    published
+        Greatest journal id and claim under which counts of this partition have been published, as far as
+        that is known.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Owner:
         clock_ms: Callable[[], int],
         limits: OwnerLimits | None = None,
         sweeper: Sweeper = KEEP,
+        published: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self.partition = partition
         self.log = log
@@ -113,6 +117,7 @@ class Owner:
         self._clock_ms = clock_ms
         self._limits = limits or OwnerLimits()
         self._sweeper = sweeper
+        self._published = published
         self._lock = asyncio.Lock()
         self._generation = -1
         self._claim = NO_POSITION
@@ -189,7 +194,7 @@ class Owner:
             return Fenced("no fresh heartbeat: the group has gone on without this worker")
         if found is not None:
             raise self._diverged(found)
-        known = self.partition.known_journal_id
+        known = max(self.partition.known_journal_id, self._published()[0])
         record = Claim(
             owner=self.name,
             generation=self._generation,
@@ -217,8 +222,14 @@ class Owner:
         """Whether what this claim leads to must come after all that was published of the journal so far.
 
         So for an empty journal, and for one whose end was lost: claims in the lost part had greater offsets.
+        Counts may be known whose claim the journal does not have, although it was read to its end.
         """
-        return self.partition.head.journal_id == 0 or self.partition.must_outrank
+        head = self.partition.head
+        return (
+            head.journal_id == 0
+            or self.partition.must_outrank
+            or self._published() > (head.journal_id, head.claim)
+        )
 
     async def _catch_up(self) -> Divergence | None:
         """Apply all that the journal has; else say why this copy cannot follow it."""

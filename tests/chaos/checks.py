@@ -54,8 +54,7 @@ async def check_counts(
 ) -> list[str]:
     """The topic counts, as the allocator reads it, against the oracle.
 
-    Records of archived experiments may remain there after a crash between the sweep that dropped the cells
-    and its tombstones; nobody reads them.
+    Records of archived experiments remain there until a sweep has passed them; nobody reads them.
     """
     over = {record.experiment_id for record in definitions if record.status == "archived"}
     found: list[str] = []

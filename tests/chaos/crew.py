@@ -20,6 +20,8 @@ DISK_BYTES = 192 << 20
 STOP_DEADLINE_S = 40.0
 INSPECT = f"{Path(__file__).with_name('inspect')}{os.pathsep}{Path(__file__).parents[2]}"
 SUPERVISE_S = 0.5
+CLOCK_AHEAD = {"PYTHONPATH": INSPECT, "CHAOS_CLOCK_SHIFT_S": "86400"}
+CLOCK_BEHIND = {"PYTHONPATH": INSPECT, "CHAOS_CLOCK_SHIFT_S": "-86400"}
 
 
 class Network(NamedTuple):

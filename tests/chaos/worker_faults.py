@@ -14,7 +14,7 @@ from types import MappingProxyType
 from streams.allocator.log import decode_claim
 from streams.errors import BanditError
 from streams.log_reader import LogReader
-from tests.chaos.crew import STOP_DEADLINE_S, Member
+from tests.chaos.crew import CLOCK_AHEAD, CLOCK_BEHIND, STOP_DEADLINE_S, Member
 from tests.chaos.schedule import Fault
 from tests.chaos.world import World
 from tests.harness.workers import WorkerHandle, until
@@ -22,7 +22,6 @@ from tests.harness.workers import WorkerHandle, until
 READY_DEADLINE_S = 30.0
 SAME_FOLDER_DEADLINE_S = 45.0
 SWEEPS_AWAY = 3
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 async def kill(world: World, fault: Fault, pick: random.Random) -> None:
@@ -251,17 +250,10 @@ async def away(world: World, fault: Fault, pick: random.Random) -> None:
 
 async def clock(world: World, fault: Fault, pick: random.Random) -> None:
     """A worker lives for a while with a clock that is a day early or late."""
-    if FAKETIME is None:
-        world.note("clock", skipped="libfaketime is not installed (Debian: apt-get install faketime)")
-        return
     member = world.crew.members[fault.worker]
     async with member.lock:
         await _stop(member)
-        member.extra = {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME": pick.choice(("+1d", "-1d")),
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+        member.extra = pick.choice((CLOCK_AHEAD, CLOCK_BEHIND))
         member.start()
     await asyncio.sleep(fault.seconds)
     async with member.lock:

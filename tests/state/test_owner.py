@@ -403,6 +403,38 @@ async def test_what_follows_a_lost_end_of_the_journal_outranks_what_was_publishe
     assert content(again.partition) == content(await replayed(open_partition, log, "other"))
 
 
+async def test_what_was_published_under_a_claim_that_the_journal_lacks_is_outranked(
+    open_partition: Open,
+) -> None:
+    """The journal's end was lost, and every disk that knew of it; the topic counts still does."""
+    source, log = Source(), MemoryLog()
+    owner = make_owner(open_partition("lost"), log)
+    await take(owner, source)
+    await commit_next(owner, source, "exposures")
+    cut_at = len(log.records)
+    await take(owner, source)
+    head = owner.partition.head
+    published = (head.journal_id, head.claim + 10)
+    del log.records[cut_at:]
+    again = make_owner(open_partition("fresh"), log, published=lambda: published)
+    await take(again, source)
+    assert (again.partition.head.journal_id, again.partition.head.claim) > published
+    journal_id = again.partition.head.journal_id
+    await take(again, source)
+    assert again.partition.head.journal_id == journal_id
+    assert len(log.records) == cut_at + 2
+
+
+async def test_a_new_journal_outranks_what_a_clock_ahead_has_published(open_partition: Open) -> None:
+    source, log = Source(), MemoryLog()
+    tomorrow_ms = 1_900_000_000_000
+    owner = make_owner(open_partition(), log, clock_ms=lambda: 5, published=lambda: (tomorrow_ms, 7))
+    await take(owner, source)
+    assert owner.partition.head.journal_id == tomorrow_ms + 1
+    await run_to_end(owner, source)
+    check(owner.partition, source)
+
+
 async def test_a_record_of_another_life_of_the_journal_does_not_count(open_partition: Open) -> None:
     """Same claim offset, seq and position as in the old journal; only the journal's id differs."""
     source, log = Source(), MemoryLog()
