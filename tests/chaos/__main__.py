@@ -1,4 +1,4 @@
-"""``python -m tests.chaos``: one seeded run, a stored schedule, or hours of random seeds."""
+"""``python -m tests.chaos``: one seeded run, a stored schedule, or hours of short runs with random seeds."""
 
 import argparse
 import asyncio
@@ -10,16 +10,22 @@ import time
 from pathlib import Path
 
 from tests.chaos.campaign import Report, Run
-from tests.chaos.schedule import KINDS, Schedule
+from tests.chaos.schedule import KINDS, Schedule, some_kinds
 
-DEFAULT_SECONDS = 240.0
+CHAOS_SECONDS = 240.0
+SOAK_SECONDS = 25.0
+SOAK_KINDS = (3, 6)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="of traffic and faults")
-    parser.add_argument("--faults", default="", help=f"of {','.join(KINDS)}; all by default")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help=f"of traffic and faults; {CHAOS_SECONDS:.0f}, in a soak {SOAK_SECONDS:.0f}",
+    )
+    parser.add_argument("--faults", default="", help=f"of {','.join(KINDS)}; all, in a soak some")
     parser.add_argument("--schedule", type=Path, help="a stored schedule, instead of a seed")
     parser.add_argument("--folder", type=Path, default=Path("build/chaos"), help="where failed runs stay")
     parser.add_argument("--soak", action="store_true", help="random seeds, one after another")
@@ -31,7 +37,10 @@ def schedule_of(given: argparse.Namespace, seed: int) -> Schedule:
     if given.schedule is not None:
         return Schedule.read(given.schedule)
     kinds = [kind for kind in given.faults.split(",") if kind]
-    return Schedule.from_seed(seed, seconds=given.seconds, kinds=kinds)
+    if given.soak and not kinds:
+        kinds = some_kinds(seed, *SOAK_KINDS)
+    seconds = given.seconds or (SOAK_SECONDS if given.soak else CHAOS_SECONDS)
+    return Schedule.from_seed(seed, seconds=seconds, kinds=kinds)
 
 
 def run_one(schedule: Schedule, root: Path) -> Report:
@@ -59,6 +68,7 @@ def summary(report: Report) -> dict[str, object]:
         "ok": report.ok,
         "failures": {name: problems[:3] for name, problems in report.failures.items()},
         "seconds": report.seconds,
+        "kinds": report.kinds,
         "standby_replicas": report.standby_replicas,
         **keep,
     }

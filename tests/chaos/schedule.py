@@ -59,6 +59,12 @@ SETTLE_S = 6.0
 """Before the first fault: workers own partitions and have counted something."""
 
 
+def some_kinds(seed: int, least: int, most: int) -> list[str]:
+    """Draw ``least`` to ``most`` kinds, for runs too short for all."""
+    pick = random.Random(seed)
+    return pick.sample(sorted(KINDS), pick.randint(least, most))
+
+
 class Fault(Struct, frozen=True, kw_only=True):
     """One fault; ``worker`` is a number from 0 for those that need one."""
 
