@@ -66,19 +66,20 @@ class Join:
         if runner is not None:
             runner.accept(chunk)
 
-    async def release(self) -> None:
-        """Stop every owner: a rebalance has begun, or the worker ends."""
+    async def release(self) -> int:
+        """Stop every owner: a rebalance has begun, or the worker ends; return the number of this release."""
         self._assignment += 1
+        assignment = self._assignment
         runners, self._runners = self._runners, {}
         deadline_s = self._context.settings.shutdown_deadline_ms / 1000
         await asyncio.gather(*(runner.stop(deadline_s) for runner in runners.values()))
+        return assignment
 
     async def hand(self, active: dict[int, Partition], standby: set[int], generation: int) -> None:
         """Start an owner for every active partition; Faust's recovery is through with them."""
-        await self.release()
-        if self._ends:
+        assignment = await self.release()
+        if self._ends or assignment != self._assignment:  # another hand-over came while owners were stopping
             return
-        assignment = self._assignment
         self._forget(self._seen - set(active) - standby)
         self._seen = set(active) | standby
         for number in standby:

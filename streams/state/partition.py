@@ -366,14 +366,14 @@ class Partition:
         """
         if self.empty:
             return None
-        last = self.head.journal_offset - 1
+        last, last_hash = self.head.journal_offset - 1, self.head.last_hash
         start, end = await log.start_offset(), await log.end_offset()
         found: Divergence | None = "truncated" if last >= end else "trimmed" if last < start else None
         if found is None:
             found = "recreated"
             try:
                 async for _, data in log.read(last, last + 1):
-                    found = None if record_hash(data) == self.head.last_hash else "recreated"
+                    found = None if record_hash(data) == last_hash else "recreated"
             except JournalGap:  # trimmed since we asked for its start
                 found, start = "trimmed", await log.start_offset()
         if found is not None:

@@ -40,7 +40,7 @@ __all__ = ["JournalTable", "NotSupportedError", "RawSchema", "Shards"]
 log = logging.getLogger(__name__)
 
 Hand = Callable[[dict[int, Partition], set[int], int], Awaitable[None]]  # active, standby, generation
-Release = Callable[[], Awaitable[None]]
+Release = Callable[[], Awaitable[object]]
 
 
 class Shards:
