@@ -75,6 +75,7 @@ class Allocation(Struct, frozen=True, kw_only=True):
     holdout: float
     arms: tuple[ArmAllocation, ...]
     segments: dict[str, tuple[float, ...]] = {}
+    segment_best: dict[str, str] = {}  # arm most probably best in each segment, among those with traffic
     state: AllocationState = "trained"
     warnings: tuple[str, ...] = ()
     inputs: dict[str, Any] = {}  # all that is needed to compute the table again, byte for byte

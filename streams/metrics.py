@@ -18,10 +18,12 @@ from typing import NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from streams.allocations import AllocationState
 from streams.errors import DeadLetterReason
 from streams.labels import OTHER, AgeGauge, LabelGuard
 
 __all__ = [
+    "ALLOCATION_STATES",
     "DEAD_LETTER_REASONS",
     "JOURNAL_KINDS",
     "OUTCOMES",
@@ -40,6 +42,7 @@ OUTCOMES = ("accepted", "duplicate", "dead_letter", "rerouted", "marker", "test"
 DEAD_LETTER_REASONS: tuple[str, ...] = get_args(DeadLetterReason)
 JOURNAL_KINDS = ("claim", "batch", "sweep")
 TRIGGERS = ("interval", "change", "owner")
+ALLOCATION_STATES: tuple[AllocationState, ...] = get_args(AllocationState)
 STAGES = ("step", "journal")
 
 _BATCH_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -271,6 +274,11 @@ class Metrics(_Registered):
         self.allocation_weight = self._gauge(
             "allocation_weight", "Realised share of all units that see the arm.", ("experiment", "arm")
         )
+        self.allocation_model_state = self._gauge(
+            "allocation_model_state",
+            "1 for the state of the experiment's model: created (no counts yet), training, trained.",
+            ("experiment", "state"),
+        )
         self.exploration_share = self._gauge(
             "exploration_share",
             "Share of units that do not see the arm with the greatest weight.",
@@ -389,12 +397,20 @@ class Metrics(_Registered):
         share = 1.0 - max(weights.values()) / total if total > 0 else 0.0
         self.exploration_share.labels(experiment=experiment_id).set(share)
 
+    def allocation_state(self, experiment_id: str, state: AllocationState) -> None:
+        """Say how far an experiment's model is: 1 for ``state``, 0 for every other."""
+        if self._experiments.knows(experiment_id):
+            for each in ALLOCATION_STATES:
+                self.allocation_model_state.labels(experiment=experiment_id, state=each).set(each == state)
+
     def forget_experiment(self, experiment_id: str) -> None:
         """Drop the series of an experiment that is archived, or whose allocator moved to another worker."""
         self.allocation_age_seconds.forget(experiment_id)
         for arm_id in self._arms.pop(experiment_id, ()):
             self.allocation_weight.remove(experiment_id, arm_id)
         self.exploration_share.remove(experiment_id)
+        for state in ALLOCATION_STATES:
+            self.allocation_model_state.remove(experiment_id, state)
         self._experiments.forget(experiment_id)
 
 

@@ -5,10 +5,12 @@ inputs travel inside the published record, so that `audit` can call `compute` on
 
 By status of the experiment:
 
-- ``live``: posterior, policy, shares as :mod:`bandit_core` has them. Without data all arms start equal. When
-  every arm is stopped or dropped, the default arm gets everything: the last table would go on serving them.
+- ``live``: posterior, policy, shares as :mod:`bandit_core` has them. Without data all arms start equal; while
+  a contextual policy has no model yet, one table serves all segments. When every arm is stopped or dropped,
+  the default arm gets everything: the last table would go on serving them.
 - ``paused``: figures go on, weights are frozen as last published (edges give everybody the default arm).
-- ``completed``: the winner gets everything; no holdout and no comparison group any more.
+- ``completed``: the winner gets everything, or each segment's winner its segment; no holdout and no
+  comparison group any more.
 - ``archived``: no arms at all; in the topic ``allocations`` this becomes a tombstone.
 - ``draft``: nothing is published.
 
@@ -44,7 +46,7 @@ from bandit_core.probability_best import BestArm
 from bandit_core.shares import ArmStatus, ShareSettings
 from bandit_core.steering import Steering, SteeringSettings, steering_posterior
 from streams.allocations import Allocation, AllocationState, ArmAllocation
-from streams.allocator.contextual import Averaged, allocate_by_segment
+from streams.allocator.contextual import Averaged, Segmented, allocate_by_segment
 from streams.allocator.history import MICRO, read_history
 from streams.allocator.inputs import (
     ENGINE,
@@ -252,9 +254,9 @@ def _published(row: _Prepared, posterior: BetaPosterior) -> Allocation:
         floor=floor_of(inputs, row.policy.default_floor, n_eligible),
     )
     policy: CorePolicy = row.policy
-    segments: dict[str, tuple[float, ...]] = {}
+    segmented: Segmented | None = None
     if isinstance(row.policy, Contextual) and inputs.context is not None:
-        found = allocate_by_segment(
+        segmented = allocate_by_segment(
             inputs,
             row.policy,
             row.posterior,
@@ -263,8 +265,7 @@ def _published(row: _Prepared, posterior: BetaPosterior) -> Allocation:
             rng=np.random.default_rng(_seed(inputs)),
             level=LEVEL,
         )
-        policy = Averaged(found.average)
-        segments = found.weights if any(life.status.eligible for life in row.lives) else {}
+        policy = Averaged(segmented.average)
     core = allocate(
         policy,
         posterior,
@@ -282,10 +283,13 @@ def _published(row: _Prepared, posterior: BetaPosterior) -> Allocation:
     default_arm = _default_arm(inputs, row.lives)
     if inputs.status == "completed":
         shares = _everything_to(inputs.winner or default_arm, inputs, comparison=0.0)
+        shares = msgspec.structs.replace(
+            shares, segments=_locked(inputs, arm_ids), segment_best=inputs.segment_winners
+        )
     elif inputs.frozen is not None:
         shares = inputs.frozen
     elif any(life.status.eligible for life in row.lives):
-        shares = _shares(arm_ids, core)
+        shares = _shares(arm_ids, core, segmented)
     else:
         shares = _everything_to(default_arm, inputs, comparison=core.shares.comparison)
     arms = tuple(
@@ -293,7 +297,13 @@ def _published(row: _Prepared, posterior: BetaPosterior) -> Allocation:
         for i, arm_id in enumerate(arm_ids)
     )
     made = _allocation(row.job, arms, shares.comparison, shares.holdout)
-    return msgspec.structs.replace(made, default_arm=default_arm, warnings=row.warnings, segments=segments)
+    return msgspec.structs.replace(
+        made,
+        default_arm=default_arm,
+        warnings=row.warnings,
+        segments=shares.segments,
+        segment_best=shares.segment_best,
+    )
 
 
 def _previous(inputs: Inputs) -> list[float] | None:
@@ -313,12 +323,26 @@ def _default_arm(inputs: Inputs, lives: Sequence[ArmLife]) -> str:
     return inputs.default_arm
 
 
-def _shares(arm_ids: Sequence[str], core: Recalculated) -> Frozen:
+def _locked(inputs: Inputs, arm_ids: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Weights of a completed experiment by segment: everything to each segment's winner."""
+    return {
+        segment: tuple(1.0 if arm_id == winner else 0.0 for arm_id in arm_ids)
+        for segment, winner in inputs.segment_winners.items()
+    }
+
+
+def _shares(arm_ids: Sequence[str], core: Recalculated, segmented: Segmented | None) -> Frozen:
     arms = {
         arm_id: (core.shares.weights[i], core.shares.rest[i], core.arms[i].selection_probability)
         for i, arm_id in enumerate(arm_ids)
     }
-    return Frozen(comparison=core.shares.comparison, holdout=core.shares.holdout, arms=arms)
+    return Frozen(
+        comparison=core.shares.comparison,
+        holdout=core.shares.holdout,
+        arms=arms,
+        segments=segmented.weights if segmented is not None else {},
+        segment_best=segmented.best if segmented is not None else {},
+    )
 
 
 def _everything_to(arm_id: str, inputs: Inputs, *, comparison: float) -> Frozen:
@@ -358,7 +382,9 @@ def _arm(
 
 def _allocation(job: Job, arms: tuple[ArmAllocation, ...], comparison: float, holdout: float) -> Allocation:
     inputs, stamp = job
-    state: AllocationState = "trained" if any(arm.trials for arm in inputs.arms) else "created"
+    fits = inputs.algorithm == Contextual.name and inputs.status == "live"
+    trained = any(arm.trials for arm in inputs.arms) and not (fits and inputs.context is None)
+    state: AllocationState = "trained" if trained else "created"
     return Allocation(
         experiment_id=inputs.experiment_id,
         version=0,

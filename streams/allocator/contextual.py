@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandit_core.allocation import allocate_segments
-from bandit_core.contextual import Design, fit
+from bandit_core.contextual import Design, fit, winners
 from bandit_core.contextual import Feature as CoreFeature
 from bandit_core.policies.base import DefinitionError, Evidence, Need, Parameters, PolicyWeights
 from bandit_core.policies.contextual import Contextual
@@ -37,9 +37,10 @@ N_DRAWS = 1000
 
 
 class Segmented(NamedTuple):
-    """What a fit gives: weights of each segment (the second stage), and the policy's average over them."""
+    """What a fit gives: per segment weights (the second stage) and the best arm, and the policy's average."""
 
     weights: dict[str, tuple[float, ...]]
+    best: dict[str, str]
     average: NDArray[np.float64]
 
 
@@ -137,7 +138,9 @@ def allocate_by_segment(
     eligible = np.array([status.eligible for status in statuses])
     best = model.best(eligible=eligible, lower_is_better=inputs.lower_is_better).probability
     weights = {name: each.shares.rest for name, each in zip(names, allocations, strict=True)}
-    return Segmented(weights, (traffic[:, None] * best).sum(axis=0))
+    leaders = winners(model, eligible=eligible, lower_is_better=inputs.lower_is_better)
+    leader_ids = {name: arm_ids[arm] for name, arm in zip(names, leaders, strict=True)}
+    return Segmented(weights, leader_ids, (traffic[:, None] * best).sum(axis=0))
 
 
 def _worth(effective: NDArray[np.float64], counted: Sequence[float]) -> NDArray[np.float64]:

@@ -49,7 +49,7 @@ __all__ = [
     "learning_of",
 ]
 
-ENGINE = 2
+ENGINE = 3
 """Raised whenever the same inputs give other bytes than before; `audit` does not compare across engines."""
 
 PERIODS_MAX_HOURS = 672  # compared hour by hour: four weeks
@@ -71,11 +71,13 @@ class ArmInputs(Struct, frozen=True, kw_only=True):
 
 
 class Frozen(Struct, frozen=True, kw_only=True):
-    """Shares that were in force when the experiment was paused; per arm weight, assignment, selection."""
+    """Shares as published, in inputs those from before a pause; per arm weight, assignment, selection."""
 
     comparison: float
     holdout: float
     arms: dict[str, tuple[float, float, float]]
+    segments: dict[str, tuple[float, ...]] = {}
+    segment_best: dict[str, str] = {}
 
 
 class LearningInputs(Struct, frozen=True, kw_only=True):
@@ -155,6 +157,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
     control: str
     default_arm: str
     winner: str | None
+    segment_winners: dict[str, str]
     algorithm: str
     parameters: dict[str, Any]
     floor: float | None
@@ -254,8 +257,11 @@ def gather_inputs(
     if learning.n_hours and record.status != "archived":
         hours = counts.periods(name, version, metric, hour, n_hours=learning.n_hours, older=learning.older)
         history = pack_history(hours, arm_ids)
-    if record.policy.algorithm == "contextual" and record.status == "live":
-        context = _context(record, counting, counts.by_segment(name, version, metric, hour))
+    # The first table waits for no model, and before there are counts there is nothing to fit.
+    if record.policy.algorithm == "contextual" and record.status == "live" and last is not None:
+        by_segment = counts.by_segment(name, version, metric, hour)
+        if any(arm.trials for arms in by_segment.values() for arm in arms.values()):
+            context = _context(record, counting, by_segment)
     for guardrail in counting.guardrails if record.status == "live" else ():
         if guardrail.margin is not None:
             hours = counts.periods(
@@ -322,6 +328,7 @@ def inputs_of(
         control=record.control,
         default_arm=record.default_arm or record.control,
         winner=record.winner,
+        segment_winners=record.segment_winners.arms if record.segment_winners is not None else {},
         algorithm=policy.algorithm,
         parameters=policy.parameters,
         floor=policy.floor,
@@ -367,7 +374,13 @@ def _frozen(record: ExperimentRecord, last: Allocation | None) -> Frozen | None:
     if now != [(arm.arm_id, ArmStatus(before[arm.arm_id]).eligible) for arm in last.arms]:
         return None
     arms = {arm.arm_id: (arm.weight, arm.assignment_weight, arm.selection_probability) for arm in last.arms}
-    return Frozen(comparison=last.comparison, holdout=last.holdout, arms=arms)
+    return Frozen(
+        comparison=last.comparison,
+        holdout=last.holdout,
+        arms=arms,
+        segments=last.segments,
+        segment_best=last.segment_best,
+    )
 
 
 def _before(last: Allocation | None) -> Before | None:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from streams.allocations import Allocation, decode_allocation, encode_allocation
+from streams.allocations import Allocation, AllocationState, decode_allocation, encode_allocation
 from streams.errors import RecordError
 
 __all__ = ["Claim", "LogState", "Outcome", "Published", "decode_claim", "encode_claim", "versioned"]
@@ -86,9 +86,15 @@ def decode_claim(raw: bytes, *, where: str = "allocation-log") -> Claim:
         ) from error
 
 
-def versioned(raw: bytes, version: int) -> bytes:
-    """Bytes for the topic ``allocations`` from those in the log: the same allocation with its version."""
-    return encode_allocation(msgspec.structs.replace(decode_allocation(raw), version=version))
+def versioned(raw: bytes, version: int, state: AllocationState | None = None) -> bytes:
+    """Bytes for the topic ``allocations`` from those in the log: the same allocation with its version.
+
+    While the next model trains, ``state`` says so there; the log knows no such record.
+    """
+    logged = decode_allocation(raw)
+    return encode_allocation(
+        msgspec.structs.replace(logged, version=version, state=logged.state if state is None else state)
+    )
 
 
 class LogState:

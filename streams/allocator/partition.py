@@ -105,6 +105,7 @@ class PartitionAllocator:
         self._log = LogState()
         self._current: dict[str, tuple[int, int | None]] = {}  # in allocations: offset, version or tombstone
         self._stale: set[str] = set()
+        self._training: set[str] = set()  # said to be in training, in the topic allocations
         self._handled: dict[str, Handled] = {}
         self._next_ms: dict[str, int] = {}
         self._dirty: set[str] = set()
@@ -112,7 +113,6 @@ class PartitionAllocator:
         self._ended = False
 
     # --- what the service tells
-    # -------------------------------------------------------------------------------------------------------
 
     def suspend(self) -> None:
         """Stop publishing: the group is rebalancing. What was read stays and is followed."""
@@ -133,7 +133,6 @@ class PartitionAllocator:
         return partition_of(experiment_id.encode(), self._settings.counts_partitions) == self.partition
 
     # --- life
-    # -------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Own the partition until cancelled.
@@ -249,7 +248,6 @@ class PartitionAllocator:
             await self._reader.poll()
 
     # --- what is read
-    # -------------------------------------------------------------------------------------------------------
 
     def _take(self, role: TopicName, record: ConsumerRecord) -> None:
         """Take in one record; what does not decode is reported, and what was known stays."""
@@ -287,6 +285,10 @@ class PartitionAllocator:
         if record.value is not None:
             allocation = decode_allocation(record.value, where=where)
             version = allocation.version
+            if allocation.state == "training":  # by an owner that did not come to an end
+                self._training.add(experiment_id)
+            else:
+                self._training.discard(experiment_id)
             if not self._loaded:
                 self._log.seed(record.value, where=where)
                 self._set_handled(experiment_id)
@@ -307,15 +309,14 @@ class PartitionAllocator:
             self._next_ms[experiment_id] = next_boundary_ms(handled.boundary_ms, record.policy.interval_ms)
 
     def _differs(self, experiment_id: str) -> bool:
-        """Whether the topic allocations has another version than the newest in the log."""
+        """Whether the topic allocations says something else than the newest in the log."""
         newest = self._log.newest.get(experiment_id)
         if newest is None:
             return False
         _, version = self._current.get(experiment_id, (-1, None))
-        return version != (None if newest.archived else newest.version)
+        return experiment_id in self._training or version != (None if newest.archived else newest.version)
 
     # --- what is due
-    # -------------------------------------------------------------------------------------------------------
 
     async def _round(self) -> bool:
         """Compute and publish what is due; tell whether there may be more."""
@@ -340,7 +341,15 @@ class PartitionAllocator:
                 slice_end_s = time.perf_counter() + SLICE_S
         if not jobs:
             return False
-        await self._publish(await self._compute(jobs))
+        fitted = {job.inputs.experiment_id for job in jobs if job.inputs.context is not None}
+        quick = [job for job in jobs if job.inputs.experiment_id not in fitted]
+        if quick:
+            await self._publish(await self._compute(quick))
+        if fitted:
+            await self._say_training(sorted(fitted))
+            models = [job for job in jobs if job.inputs.experiment_id in fitted]
+            await self._publish(await self._compute(models))
+            self._stale.update(self._training & fitted)  # what failed is as it was
         return True
 
     def _candidates(self, now: Now) -> list[str]:
@@ -417,7 +426,6 @@ class PartitionAllocator:
         )
 
     # --- what is published
-    # -------------------------------------------------------------------------------------------------------
 
     async def _publish(self, allocations: Sequence[Allocation]) -> None:
         """Log, read back, publish; raises Fenced before the last step if a newer claim is in the log."""
@@ -450,6 +458,7 @@ class PartitionAllocator:
 
     def _note(self, table: Allocation, offset: int, trigger: str) -> None:
         archived = table.status == "archived"
+        self._training.discard(table.experiment_id)
         self._current[table.experiment_id] = (offset, None if archived else table.version)
         if archived:
             self._metrics.forget_experiment(table.experiment_id)
@@ -457,6 +466,18 @@ class PartitionAllocator:
             return
         weights = {arm.arm_id: arm.weight for arm in table.arms}
         self._metrics.allocation_published(table.experiment_id, trigger=trigger, weights=weights)
+        self._metrics.allocation_state(table.experiment_id, table.state)
+
+    async def _say_training(self, experiment_ids: Sequence[str]) -> None:
+        """Say in the topic allocations, not in the log, that new models train: the same versions serve."""
+        newest = {each: self._log.newest[each] for each in experiment_ids if each in self._log.newest}
+        values = [versioned(each.raw, each.version, state="training") for each in newest.values()]
+        self._training.update(newest)
+        keys = [experiment_id.encode() for experiment_id in newest]
+        placed = await self._writer.send("allocations", list(zip(keys, values, strict=True)))
+        for (experiment_id, each), offset in zip(newest.items(), placed, strict=True):
+            self._current[experiment_id] = (offset, each.version)
+            self._metrics.allocation_state(experiment_id, "training")
 
     async def _publish_again(self) -> None:
         """Bring the topic allocations up to the newest versions in the log, where it is behind."""

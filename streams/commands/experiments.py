@@ -187,6 +187,12 @@ def show(settings: Settings, experiment_id: str, as_json: bool, document: bool) 
         click.echo(f"# created {_rfc3339(record.created_at_ms)}, changed {_rfc3339(record.updated_at_ms)}")
         if record.winner is not None:
             click.echo(f"# winner: {record.winner}")
+        if record.segment_winners is not None:
+            for segment, winner in sorted(record.segment_winners.arms.items()):
+                click.echo(f"# winner of {segment}: {winner}")
+        if allocation is not None:
+            until = _rfc3339(allocation.boundary_ms)
+            click.echo(f"# allocation {allocation.version}: {allocation.state}, of what is before {until}")
         for arm, status in zip(record.arms, present_statuses(record, allocation), strict=True):
             defined = "" if status == arm.status else f" (defined as {arm.status}; the allocator moved it on)"
             click.echo(f"# arm {arm.arm_id}: {status}{defined}, content {arm.content_hash}")
@@ -254,11 +260,16 @@ def stop_arm(settings: Settings, experiment_id: str, arm_id: str) -> None:
 
 @command.command("complete")
 @click.argument("experiment_id", metavar="ID")
-@click.option("--winner", metavar="ARM", help="Arm that everyone is shown from now on.  [default: control]")
+@click.option(
+    "--winner",
+    metavar="ARM",
+    help="Arm that everyone is shown from now on.  [default: control; contextual: the best of each segment]",
+)
 @pass_settings
 def complete(settings: Settings, experiment_id: str, winner: str | None) -> None:
-    """End experiment ID and show everyone the winner."""
-    _step(settings, experiment_id, lifecycle.complete, winner=winner)
+    """End experiment ID and show everyone the winner; where it was learned by segment, each segment's."""
+    allocation = None if winner else asyncio.run(newest_allocation(settings, experiment_id))
+    _step(settings, experiment_id, lifecycle.complete, winner=winner, allocation=allocation)
 
 
 @command.command("archive")

@@ -37,7 +37,7 @@ REASONS: Final[dict[str, str]] = {
     DEFAULT_DRAFT: "the experiment is a draft",
     DEFAULT_PAUSED: "the experiment is paused",
     DEFAULT_ARCHIVED: "the experiment is archived",
-    DEFAULT_COMPLETED: "the experiment is completed; the winner if one was named",
+    DEFAULT_COMPLETED: "the experiment is completed; the winner, of the unit's segment if each has its own",
 }
 """Every reason a decision can have, with what it means."""
 

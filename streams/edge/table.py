@@ -17,6 +17,8 @@ is one plan for each experiment and segment.
 from collections import Counter
 from collections.abc import Callable
 
+from msgspec import structs
+
 from bandit_core.assignment import Assigner
 from bandit_core.shares import Shares
 from streams.allocations import Allocation
@@ -97,6 +99,7 @@ class _Plan:
         "segments",
         "stopped",
         "version",
+        "winners",
     )
 
     def __init__(
@@ -110,18 +113,22 @@ class _Plan:
             status = allocation.status
         self.default_arm = _default_arm(record, allocation, status)
         self.fixed_reason = _NOT_LIVE.get(status)
+        self.winners: dict[str, str] = {}
         self.published_ms = published_ms
-        self.version: int | None = None
+        self.version = None if allocation is None else allocation.version
         self.interval_id: str | None = None
         self.arm_ids: tuple[str, ...] = ()
         self.assigner: Assigner | None = None
         self.segments: dict[str, Assigner] = {}
         self.segmenter = Segmenter(())
         self.stopped: frozenset[str] = frozenset()
+        if status == "completed" and record is not None and record.segment_winners is not None:
+            self.winners = record.segment_winners.arms
+            self.segmenter = _segmenter(record, record.segment_winners.version)
+            return
         if allocation is None:
             self.fixed_reason = self.fixed_reason or DEFAULT_MISSING
             return
-        self.version = allocation.version
         self.arm_ids = tuple(arm.arm_id for arm in allocation.arms)
         self.assigner = assigner_from_allocation(allocation)
         if allocation.sticky == "interval":
@@ -132,13 +139,18 @@ class _Plan:
             return
         if newest_is_record:
             self.stopped = frozenset(arm.arm_id for arm in record.arms if arm.status in _OUT_OF_TRAFFIC)
-        versions = [v for v in record.versions if v.version == allocation.definition_version]
-        if allocation.segments and versions:
-            self.segmenter = Segmenter(versions[0].features)
+        if allocation.segments:
+            self.segmenter = _segmenter(record, allocation.definition_version)
             for segment in allocation.segments:
                 assigner = assigner_from_allocation(allocation, segment)
                 if assigner is not None:
                     self.segments[segment] = assigner
+
+
+def _segmenter(record: ExperimentRecord, version: int) -> Segmenter:
+    """Segments of a counting version; of one that is not known, none."""
+    features = [each.features for each in record.versions if each.version == version]
+    return Segmenter(features[0] if features else ())
 
 
 def _default_arm(record: ExperimentRecord | None, allocation: Allocation | None, status: str) -> str | None:
@@ -146,18 +158,25 @@ def _default_arm(record: ExperimentRecord | None, allocation: Allocation | None,
     if record is not None:
         wanted = [record.default_arm, record.control]
         if status == "completed":
-            wanted.insert(0, record.winner)
+            wanted.insert(0, record.winner or _winner(allocation))
         out = {arm.arm_id for arm in record.arms if arm.status in _OUT_OF_TRAFFIC}
         if allocation is not None and allocation.definition_revision >= record.revision:
             # What the allocator has stopped or dropped by itself is in the allocation only.
             out |= {arm.arm_id for arm in allocation.arms if arm.status in _OUT_OF_TRAFFIC}
         wanted += [arm.arm_id for arm in record.arms if arm.status in ("active", "incubating")]
     elif allocation is not None:
-        wanted = [allocation.default_arm, allocation.control]
+        wanted = [_winner(allocation), allocation.default_arm, allocation.control]
         out = {arm.arm_id for arm in allocation.arms if arm.status in _OUT_OF_TRAFFIC}
     else:
         return None
     return next((arm_id for arm_id in wanted if arm_id and arm_id not in out), None)
+
+
+def _winner(allocation: Allocation | None) -> str | None:
+    """Winner by a completed experiment's allocation, for an edge that has not seen its definition yet."""
+    if allocation is None or allocation.status != "completed":
+        return None
+    return next((arm.arm_id for arm in allocation.arms if arm.assignment_weight == 1.0), None)
 
 
 class DecisionTable:
@@ -219,7 +238,14 @@ class DecisionTable:
         if allocation is None:
             self._allocations.pop(experiment_id, None)
         elif held is not None and allocation.version <= held[0].version:
-            self.ignored_allocations += 1
+            if allocation.version == held[0].version and allocation.state != held[0].state:
+                # The same table, whose successor is being computed: to be looked at, nothing to decide by.
+                self._allocations[experiment_id] = (
+                    structs.replace(held[0], state=allocation.state),
+                    held[1],
+                )
+            else:
+                self.ignored_allocations += 1
             return False
         else:
             self._allocations[experiment_id] = (allocation, published_ms)
@@ -257,8 +283,12 @@ class DecisionTable:
         if plan is None:
             return self._default(experiment_id, unit_id, context, default_arm, None, DEFAULT_UNKNOWN)
         if plan.fixed_reason is not None:
+            segment, arm_id = "", plan.default_arm
+            if plan.winners:
+                segment = plan.segmenter.segment(context)[0]
+                arm_id = plan.winners.get(segment, arm_id)
             return self._default(
-                experiment_id, unit_id, context, plan.default_arm, plan.version, plan.fixed_reason
+                experiment_id, unit_id, context, arm_id, plan.version, plan.fixed_reason, segment
             )
         if self._clock_ms() - plan.published_ms > self._max_age_ms:
             return self._default(
@@ -318,6 +348,7 @@ class DecisionTable:
         arm_id: str | None,
         version: int | None,
         reason: str,
+        segment: str = "",
     ) -> Decision:
         self.decided[reason] += 1
         return Decision(
@@ -327,6 +358,7 @@ class DecisionTable:
             propensity=1.0,
             allocation_version=version,
             reason=reason,
+            segment=segment,
             context=context,
         )
 

@@ -159,6 +159,13 @@ class Policy(Struct, frozen=True, kw_only=True, omit_defaults=True):
     lifecycle: Lifecycle = Lifecycle()
 
 
+class SegmentWinners(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Winners of a completed experiment by segment; segments are those of counting version ``version``."""
+
+    version: int
+    arms: dict[str, str]
+
+
 class ExperimentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything known of one experiment: all counting versions, and the newest policy, arms and status."""
 
@@ -174,6 +181,7 @@ class ExperimentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sticky: Literal["unit", "interval"] = "unit"
     winner: str | None = None
     ends_at_ms: int | None = None  # when batched least squares may be looked at, once
+    segment_winners: SegmentWinners | None = None
     created_at_ms: int = 0
     updated_at_ms: int = 0
     description: str = ""

@@ -8,9 +8,9 @@
     (a draft can be archived, too)
 
 Paused: allocations freeze and edges show the default arm; what was exposed is still counted. Completed: the
-winner is shown to everyone; late conversions are still counted. Archived is terminal: cells are deleted and
-events ignored. Arms only ever change status; they stay in the record for good, because exposures may still
-arrive for them.
+winner is shown to everyone, or to each segment its own; late conversions are still counted. Archived is
+terminal: cells are deleted and events ignored. Arms only ever change status; they stay in the record for
+good, because exposures may still arrive for them.
 
 Each function raises :class:`~streams.errors.LifecycleError` if the state does not allow the step, and
 otherwise returns a record with the next revision; none has side effects.
@@ -20,9 +20,10 @@ from typing import Any
 
 import msgspec
 
+from streams.allocations import Allocation
 from streams.errors import LifecycleError
 from streams.experiments.arms import ELIGIBLE
-from streams.experiments.definition import Arm, ExperimentRecord, name_of
+from streams.experiments.definition import Arm, ExperimentRecord, SegmentWinners, name_of
 from streams.experiments.reader import IDENTIFIER
 
 
@@ -73,10 +74,31 @@ def stop_arm(record: ExperimentRecord, arm_id: str, *, now_ms: int) -> Experimen
     return _next(record, now_ms, arms=arms, default_arm=default_arm)
 
 
-def complete(record: ExperimentRecord, *, winner: str | None = None, now_ms: int) -> ExperimentRecord:
-    """End the experiment; from then on everyone is shown the winner, or control if none is named."""
+def complete(
+    record: ExperimentRecord,
+    *,
+    winner: str | None = None,
+    allocation: Allocation | None = None,
+    now_ms: int,
+) -> ExperimentRecord:
+    """End the experiment; from then on everyone is shown the winner.
+
+    Parameters
+    ----------
+    record
+        The experiment.
+    winner
+        The arm for everybody. If none is named, a contextual experiment locks the arm that is most probably
+        the best in each segment, and every other one control.
+    allocation
+        The newest one; only a contextual experiment without a named winner needs it.
+    now_ms
+        Present time.
+    """
     if record.status not in ("live", "paused"):
         raise _refused(record, "complete", "only a live or paused experiment can be completed")
+    if winner is None and record.policy.algorithm == "contextual":
+        return _complete_by_segment(record, allocation, now_ms)
     winner = record.control if winner is None else winner
     arm = record.find_arm(winner)
     if arm is None or arm.status not in ELIGIBLE:
@@ -85,6 +107,24 @@ def complete(record: ExperimentRecord, *, winner: str | None = None, now_ms: int
             record, "complete", f"{winner!r} cannot be the winner; the arms with traffic are {shown}"
         )
     return _next(record, now_ms, status="completed", winner=arm.arm_id)
+
+
+def _complete_by_segment(
+    record: ExperimentRecord, allocation: Allocation | None, now_ms: int
+) -> ExperimentRecord:
+    if allocation is None or not allocation.segment_best:
+        raise _refused(record, "complete", "no model has been trained yet; name the winner with --winner")
+    if allocation.definition_revision < record.revision:
+        raise _refused(
+            record,
+            "complete",
+            f"its allocation is of revision {allocation.definition_revision}, not of {record.revision};"
+            " repeat it when the next one is there (seconds), or name the winner with --winner",
+        )
+    # For units whose segment nobody knows. What is still incubating has its share whatever it is worth.
+    best = max(allocation.arms, key=lambda arm: (arm.status == "active", arm.assignment_weight))
+    winners = SegmentWinners(version=allocation.definition_version, arms=allocation.segment_best)
+    return _next(record, now_ms, status="completed", winner=best.arm_id, segment_winners=winners)
 
 
 def archive(record: ExperimentRecord, *, now_ms: int) -> ExperimentRecord:
@@ -125,6 +165,7 @@ def clone(record: ExperimentRecord, experiment_id: str, *, now_ms: int) -> Exper
         versions=(version,),
         winner=None,
         ends_at_ms=None,  # it was the old experiment's
+        segment_winners=None,
         created_at_ms=now_ms,
         updated_at_ms=now_ms,
     )

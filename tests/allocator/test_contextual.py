@@ -1,5 +1,6 @@
 """Weights by segment: from cells with segments to the arm that an edge shows."""
 
+import msgspec
 import pytest
 
 from bandit_core.policies.base import DefinitionError, Parameters
@@ -11,6 +12,8 @@ from streams.allocator.inputs import gather_inputs
 from streams.allocator.pool import ComputePool
 from streams.counts import CountsKey, CountsRecord, Order, encode_counts, encode_key
 from streams.edge.table import DecisionTable
+from streams.errors import LifecycleError
+from streams.experiments import lifecycle
 from streams.experiments.definition import Arm, Counting, ExperimentRecord, Factor, Feature, Policy, Reward
 from streams.join.cells import Cell, CellKey, LagCounts
 from streams.join.segments import segment_of
@@ -57,12 +60,17 @@ def counted(rates: dict[tuple[str, str], float], trials: int = 2000) -> CountsSt
 OPPOSED = {("mobile", "a"): 0.10, ("mobile", "b"): 0.05, ("desktop", "a"): 0.05, ("desktop", "b"): 0.10}
 
 
-def job(record: ExperimentRecord, state: CountsState) -> Job:
-    return Job(gather_inputs(record, (HOUR + 1) * HOUR_MS, state, None), STAMP)
+def job(record: ExperimentRecord, state: CountsState, last: Allocation | None = None) -> Job:
+    """An allocation after the first one, or after ``last``."""
+    if last is None:
+        (first,) = compute([Job(gather_inputs(record, HOUR * HOUR_MS, CountsState(), None), STAMP)])
+        assert isinstance(first, Allocation), first
+        last = first
+    return Job(gather_inputs(record, (HOUR + 1) * HOUR_MS, state, last), STAMP)
 
 
-def one(record: ExperimentRecord, state: CountsState) -> Allocation:
-    (found,) = compute([job(record, state)])
+def one(record: ExperimentRecord, state: CountsState, last: Allocation | None = None) -> Allocation:
+    (found,) = compute([job(record, state, last)])
     assert isinstance(found, Allocation), found
     (again,) = compute([Job(inputs_in(found), STAMP)])
     assert isinstance(again, Allocation)
@@ -80,13 +88,92 @@ def test_every_segment_has_its_own_winner_and_the_table_their_average() -> None:
         assert sum(weights) == pytest.approx(1, abs=1e-11)
     assert [arm.assignment_weight for arm in found.arms] == pytest.approx([0.5, 0.5], abs=0.05)
     assert found.state == "trained"
+    assert found.segment_best == {
+        segment: max(zip(weights, "ab", strict=True))[1] for segment, weights in found.segments.items()
+    }
 
 
-def test_without_counts_all_segments_start_about_equal() -> None:
-    found = one(experiment(), CountsState())
-    assert found.state == "created"
-    for weights in found.segments.values():
-        assert weights == pytest.approx((0.5, 0.5), abs=0.1)
+def test_before_there_is_a_model_one_table_serves_all_segments() -> None:
+    record = experiment(policy=Policy(algorithm="contextual"))
+    found = one(record, CountsState())
+    assert (found.state, found.segments, found.segment_best) == ("created", {}, {})
+    assert [arm.weight for arm in found.arms] == [0.5, 0.5]
+    # Counts that are there before the first table: it does not wait for the model.
+    (first,) = compute([Job(gather_inputs(record, (HOUR + 1) * HOUR_MS, counted(OPPOSED), None), STAMP)])
+    assert isinstance(first, Allocation)
+    assert (first.state, first.segments) == ("created", {})
+    assert first.arms[0].trials == 8000
+    assert one(record, counted(OPPOSED), first).state == "trained"
+
+
+def test_a_pause_keeps_the_segments_and_completing_locks_each_ones_winner() -> None:
+    record = experiment(policy=Policy(algorithm="contextual"))
+    state = counted(OPPOSED)
+    with pytest.raises(LifecycleError, match="no model has been trained yet; name the winner"):
+        lifecycle.complete(record, now_ms=0)
+    live = one(record, state)
+    paused_record = lifecycle.pause(record, now_ms=0)
+    with pytest.raises(LifecycleError, match="of revision 1, not of 2; repeat it when the next one"):
+        lifecycle.complete(paused_record, allocation=live, now_ms=0)
+    paused = one(paused_record, state, live)
+    assert (paused.segments, paused.segment_best) == (live.segments, live.segment_best)
+    completed_record = lifecycle.complete(paused_record, allocation=paused, now_ms=0)
+    assert completed_record.segment_winners is not None
+    completed = one(completed_record, state, paused)
+    assert (completed.status, completed.comparison, completed.holdout) == ("completed", 0.0, 0.0)
+    assert completed.segment_best == live.segment_best == completed_record.segment_winners.arms
+    for country in ("DE", "FR", "other"):
+        assert completed.segments[f"country={country}|device=mobile"] == (1.0, 0.0)
+        assert completed.segments[f"country={country}|device=desktop"] == (0.0, 1.0)
+    # Also when rates turn round afterwards: locked is locked.
+    turned = {(device, arm): 0.15 - rate for (device, arm), rate in OPPOSED.items()}
+    assert one(completed_record, counted(turned), completed).segments == completed.segments
+    for records in ((completed_record, None), (completed_record, live), (completed_record, completed)):
+        check_winners(*records)
+    assert lifecycle.complete(record, winner="b", now_ms=0).segment_winners is None
+    assert lifecycle.clone(completed_record, "f", now_ms=0).segment_winners is None
+
+
+def check_winners(record: ExperimentRecord, allocation: Allocation | None) -> None:
+    """An edge shows each segment its winner, whatever it has seen of the allocations."""
+    table = DecisionTable(max_age_ms=1000, clock_ms=lambda: 10**9)
+    table.set_experiment("e", record)
+    if allocation is not None:
+        table.set_allocation("e", allocation, 0)
+    for device, winner in (("mobile", "a"), ("desktop", "b")):
+        for country in ("DE", "US"):
+            context = {"device": device, "country": country}
+            shown = [table.decide("e", f"unit-{i}", context) for i in range(20)]
+            assert {(d.arm_id, d.propensity, d.reason) for d in shown} == {(winner, 1.0, "default:completed")}
+            segment = f"country={'DE' if country == 'DE' else 'other'}|device={device}"
+            assert {decision.segment for decision in shown} == {segment}
+
+
+def test_an_edge_that_knows_the_allocation_first_shows_the_winner_too() -> None:
+    record = experiment(policy=Policy(), revision=1)
+    completed = one(lifecycle.complete(record, winner="b", now_ms=0), counted(OPPOSED))
+    table = DecisionTable(max_age_ms=1000, clock_ms=lambda: 0)
+    table.set_allocation("e", completed, 0)
+    assert {table.decide("e", f"unit-{i}").arm_id for i in range(20)} == {"b"}
+    table.set_experiment("e", record)
+    assert {table.decide("e", f"unit-{i}").arm_id for i in range(20)} == {"b"}
+
+
+def test_an_edge_sees_that_a_model_trains_and_goes_on_as_before() -> None:
+    record = experiment(policy=Policy(algorithm="contextual"))
+    table = DecisionTable(max_age_ms=1000, clock_ms=lambda: 0)
+    table.set_experiment("e", record)
+    trained = msgspec.structs.replace(one(record, counted(OPPOSED)), version=7)
+    table.set_allocation("e", trained, 0)
+    units = [f"unit-{i}" for i in range(100)]
+    context = {"device": "mobile", "country": "DE"}
+    before = [table.decide("e", unit, context) for unit in units]
+    assert not table.set_allocation("e", msgspec.structs.replace(trained, state="training"), 5)
+    held = table.allocation("e")
+    assert held == msgspec.structs.replace(trained, state="training")
+    assert table.published_ms() == {"e": 0}, "it is as old as it was"
+    assert [table.decide("e", unit, context) for unit in units] == before
+    assert table.ignored_allocations == 0
 
 
 def test_an_edge_shows_a_unit_what_its_segment_says() -> None:

@@ -75,6 +75,7 @@ def test_every_metric_is_fed() -> None:
         "allocation_age_seconds": "allocation_published(",
         "allocation_weight": "allocation_published(",
         "exploration_share": "allocation_published(",
+        "allocation_model_state": "allocation_state(",
         "build_info": "version=version(",
     }
     names = [info.name.removeprefix(PREFIX) for info in ALL]
@@ -182,6 +183,20 @@ def test_a_published_allocation_sets_weights_exploration_and_age() -> None:
     assert value(metrics, "bandit_allocation_weight", experiment="e", arm="a") is None
     assert value(metrics, "bandit_exploration_share", experiment="e") == 0
     assert value(metrics, "bandit_allocation_age_seconds", experiment="e") == 0
+
+
+def test_one_state_of_a_model_holds() -> None:
+    metrics = Metrics()
+    metrics.allocation_published("e", trigger="interval", weights={"a": 1.0})
+    for now in ("created", "training", "trained"):
+        metrics.allocation_state("e", now)
+        states = {
+            state: value(metrics, "bandit_allocation_model_state", experiment="e", state=state)
+            for state in ("created", "training", "trained")
+        }
+        assert [state for state, is_it in states.items() if is_it] == [now]
+    metrics.forget_experiment("e")
+    assert value(metrics, "bandit_allocation_model_state", experiment="e", state="trained") is None
 
 
 def test_all_arms_at_zero_is_no_exploration_and_no_error() -> None:
