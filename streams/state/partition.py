@@ -399,6 +399,17 @@ class Partition:
                 first = decode(data, where=f"{self.name} offset {offset}")
         self._beginning(start, first)
 
+    async def rebuild(self, log: JournalLog, reason: str) -> None:
+        """As :meth:`reset`, once it is sure that the journal can give the state back.
+
+        Raises
+        ------
+        JournalStartsInTheMiddle
+            If it cannot. The copy stays.
+        """
+        await self._require_rebuildable(log, await log.start_offset(), await log.end_offset())
+        self.reset(reason)
+
     def reset(self, reason: str) -> None:
         """Set the database aside (a bounded number is kept) and go on with an empty one."""
         known = self.known_journal_id

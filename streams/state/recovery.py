@@ -1,10 +1,15 @@
 """Recovery: bring a partition's database up to its journal by reading the journal directly.
 
+A recovery has a deadline. One that moved is cut off there and goes on after a restart, with what it applied.
+One that did not move at all has a database that nobody can go on from: it is set aside and rebuilt from the
+journal, if the journal can give the state back.
+
 Cost: one read and one WriteBatch per record behind; the event loop gets a turn every few milliseconds, so
 that heartbeats go on meanwhile.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import aclosing
 from time import perf_counter
@@ -13,6 +18,8 @@ from streams.errors import StateCorrupt
 from streams.state.errors import JournalGap, RecoveryDeadline, StoreCorrupt
 from streams.state.journal import JournalLog
 from streams.state.partition import Partition
+
+logger = logging.getLogger(__name__)
 
 _TURN_S = 0.02
 
@@ -36,7 +43,7 @@ async def recover(
     on_progress
         Told the number of records that remain, a few times a second and at the end.
     deadline_s
-        Bound on the whole.
+        Bound on the whole, and on the rebuild after it if nothing was applied until then.
 
     Returns
     -------
@@ -51,15 +58,33 @@ async def recover(
     JournalReadError
         If the journal does not answer.
     """
+    before = partition.persisted_offset
     try:
         async with asyncio.timeout(deadline_s):
             return await _recover(partition, log, upto, on_progress)
     except TimeoutError as error:
-        raise RecoveryDeadline(
-            f"replay had reached journal offset {partition.head.journal_offset} after {deadline_s:g} s",
-            where=partition.name,
-            action="raise recovery_deadline_ms, or lower sweep_max_bytes so that journals stay shorter",
-        ) from error
+        if partition.empty or partition.persisted_offset != before:
+            raise _deadline(partition, deadline_s) from error
+    logger.error(
+        "%s: no record was applied after journal offset %d within %g s; the state is set aside and rebuilt",
+        partition.name,
+        partition.head.journal_offset,
+        deadline_s,
+    )
+    try:
+        async with asyncio.timeout(deadline_s):
+            await partition.rebuild(log, "stuck")
+            return await _recover(partition, log, upto, on_progress)
+    except TimeoutError as error:
+        raise _deadline(partition, deadline_s) from error
+
+
+def _deadline(partition: Partition, deadline_s: float) -> RecoveryDeadline:
+    return RecoveryDeadline(
+        f"replay had reached journal offset {partition.head.journal_offset} after {deadline_s:g} s",
+        where=partition.name,
+        action="raise recovery_deadline_ms, or lower sweep_max_bytes so that journals stay shorter",
+    )
 
 
 async def _recover(

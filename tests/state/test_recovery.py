@@ -33,13 +33,14 @@ ROOT = Path(__file__).parents[2]
 
 
 class StallingLog(MemoryLog):
-    """Stops in the middle of a read."""
+    """Stops in the middle of a read; with ``only_from``, of reads that begin there alone."""
 
     stall_at = 6
+    only_from: int | None = None
 
     async def read(self, from_offset: int, to_offset: int) -> AsyncGenerator[tuple[int, bytes], None]:
         async for offset, data in super().read(from_offset, to_offset):
-            if offset == self.stall_at:
+            if offset == self.stall_at and self.only_from in (None, from_offset):
                 await asyncio.Event().wait()
             yield offset, data
 
@@ -59,6 +60,44 @@ async def test_recovery_ends_at_its_deadline_and_goes_on_later(open_partition: O
     assert await recover(partition, log) == len(log.records) - 6
     assert content(partition) == content(owner.partition)
     assert await recover(partition, log) == 0
+
+
+async def test_a_recovery_that_does_not_move_before_its_deadline_is_started_from_nothing(
+    open_partition: Open,
+) -> None:
+    source, log = Source(), StallingLog()
+    log.stall_at = -1
+    owner = make_owner(open_partition("owner"), log)
+    await take(owner, source)
+    await commit_next(owner, source, "exposures")
+    told: list[str] = []
+    partition = open_partition("stuck", on_reset=told.append)
+    await recover(partition, log)
+    stuck_at = len(log.records)
+    await run_to_end(owner, source)
+    log.stall_at, log.only_from = stuck_at, stuck_at
+    assert await recover(partition, log, deadline_s=0.5) == len(log.records)
+    assert told == ["stuck"]
+    assert content(partition) == content(owner.partition)
+    check(partition, source)
+
+
+async def test_a_recovery_that_does_not_move_keeps_a_state_that_the_journal_lacks(
+    open_partition: Open,
+) -> None:
+    source, log = Source(), StallingLog()
+    log.stall_at = -1
+    owner = make_owner(open_partition("owner"), log)
+    await take(owner, source)
+    await commit_next(owner, source, "exposures")
+    partition = open_partition("stuck")
+    await recover(partition, log)
+    stuck_at = len(log.records)
+    await run_to_end(owner, source)
+    log.stall_at, log.only_from, log.start = stuck_at, stuck_at, stuck_at - 1
+    with pytest.raises(JournalStartsInTheMiddle):
+        await recover(partition, log, deadline_s=0.2)
+    assert partition.head.journal_offset == stuck_at
 
 
 async def test_recovery_of_an_empty_journal_does_nothing(open_partition: Open) -> None:
