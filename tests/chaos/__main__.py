@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import logging
 import secrets
 import shutil
 import sys
@@ -76,6 +77,9 @@ def summary(report: Report) -> dict[str, object]:
 
 def main() -> int:
     given = arguments()
+    logging.getLogger("aiokafka").setLevel(
+        logging.CRITICAL
+    )  # the broker is away: that is what runs are about
     given.folder.mkdir(parents=True, exist_ok=True)
     until_s = time.monotonic() + given.hours * 3600 if given.soak else 0.0
     failed = 0
