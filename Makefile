@@ -11,6 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 STAMP := .venv/.installed
+READY := .venv/.kernel
 
 # --no-deps: the lock names everything; left to resolve, pip takes the newest `coverage[toml]` that a package asks
 # for instead of the locked one, and then refuses it because it has no hash. `pip check` sees what is missing.
@@ -38,37 +39,41 @@ else
 endif
 	touch $@
 
-demo: $(STAMP) ## the product on real input: make demo ARGS="--part replay"
+$(READY): $(STAMP) streams/join/_kernel.pyx hatch_build.py
+	$(BIN)/python hatch_build.py
+	touch $@
+
+demo: $(READY) ## the product on real input: make demo ARGS="--part replay"
 	$(BIN)/bandit-streams demo $(ARGS)
 
-league: $(STAMP) ## policies over scenarios, the tables of docs/statistics.md: make league ARGS="--runs 20"
+league: $(READY) ## policies over scenarios, the tables of docs/statistics.md: make league ARGS="--runs 20"
 	$(BIN)/python bench/league.py $(ARGS)
 
-bench: $(STAMP) ## the join beside other engines: make bench ARGS="--exposures 100000 --contestants aiokafka,bandit-streams"
+bench: $(READY) ## the join beside other engines: make bench ARGS="--exposures 100000 --contestants aiokafka,bandit-streams"
 	$(BIN)/python -m bench $(ARGS)
 
-lint: $(STAMP) ## ruff: rules and format
+lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP) ## mypy --strict
+types: $(READY) ## mypy --strict
 	$(BIN)/mypy --strict
 
-unit: $(STAMP) ## tests that need no broker and no patience
+unit: $(READY) ## tests that need no broker and no patience
 	$(BIN)/python -m pytest -m "not integration and not chaos and not slow"
 
 check: lint types unit ## lint, types and unit tests: what to run before a commit
 
-integration: $(STAMP) ## every test, the slow ones and a minute of faults too, on a real Kafka, with coverage
+integration: $(READY) ## every test, the slow ones and a minute of faults too, on a real Kafka, with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
 
-chaos: $(STAMP) ## the fault campaign, every kind of fault: make chaos ARGS="--seed 7"
+chaos: $(READY) ## the fault campaign, every kind of fault: make chaos ARGS="--seed 7"
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-soak: $(STAMP) ## campaigns with random seeds for hours: make soak ARGS="--hours 6"
+soak: $(READY) ## campaigns with random seeds for hours: make soak ARGS="--hours 6"
 	$(BIN)/python -m tests.chaos --soak $(ARGS)
 
-wheel-test: $(STAMP) ## build the wheel, install it alone in a fresh venv, test that
+wheel-test: $(READY) ## build the wheel, install it alone in a fresh venv, test that
 	rm -rf build/wheel && mkdir -p build/wheel
 	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel . >build/wheel/build.log || { cat build/wheel/build.log; exit 1; }
 ifneq ($(UV),)
@@ -92,7 +97,7 @@ lock: $(STAMP) ## re-make the lock files and the list of Kafka jars (needs uv)
 	@test -n "$(UV)" || { echo "make lock: needs uv; the other targets do not" >&2; exit 1; }
 	$(COMPILE) --all-extras --upgrade pyproject.toml -o requirements.lock
 	$(COMPILE) --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
-	printf 'build\nhatchling\neditables\n' | $(COMPILE) --constraint requirements.lock - -o deploy/build.lock
+	printf 'build\nhatchling\neditables\nCython\nsetuptools\n' | $(COMPILE) --constraint requirements.lock - -o deploy/build.lock
 	$(BIN)/python -c "from streams.embedded.jars import pin; pin()"
 
 clean: ## remove what the targets made

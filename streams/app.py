@@ -219,6 +219,7 @@ class _WorkerProcess:
             crash=self.end,
             has_undelivered=lambda: any(not queue.empty() for queue in queues),
         )
+        log.info("compiled kernel: %s", context.kernel_state)
         shards = self._shards(journal)
         join = Join(context, shards)
         _attach(app, settings, join, shards, queues)

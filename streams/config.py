@@ -176,6 +176,11 @@ class Settings(BaseSettings):
         default=4000, ge=1, le=1_000_000, description="Most source records in one batch."
     )
     batch_max_bytes: int = Field(default=MIB, ge=1024, description="Most source bytes in one batch.")
+    compiled_kernel: bool = Field(
+        default=True,
+        description="Use the compiled kernel of the join, where it was built; the counts are the same "
+        "without it, and take about four times as long.",
+    )
     sweep_interval_ms: int = Field(
         default=HOUR_MS,
         ge=1000,

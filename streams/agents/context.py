@@ -13,6 +13,7 @@ from streams.config import Settings
 from streams.deadletters import DeadLetterProducer
 from streams.experiments.view import ExperimentsView
 from streams.join.definitions import Definitions
+from streams.join.kernel import KERNEL, Kernel
 from streams.join.step import Limits
 from streams.metrics import Metrics
 from streams.transport import ChunkConsumer
@@ -53,6 +54,7 @@ class JoinContext:
     has_undelivered: Callable[[], bool]
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     limits: Limits = field(init=False)
+    kernel: Kernel | None = field(init=False)
     topic_names: dict[str, str] = field(init=False)
     # One step a turn of the event loop: without it all partitions compute in the same turn, and Faust,
     # which needs
@@ -69,8 +71,16 @@ class JoinContext:
             unit_max_events=settings.unit_max_events,
         )
         object.__setattr__(self, "limits", limits)
+        object.__setattr__(self, "kernel", KERNEL if settings.compiled_kernel else None)
         names = {"exposures": settings.topic("exposures"), "conversions": settings.topic("conversions")}
         object.__setattr__(self, "topic_names", names)
+
+    @property
+    def kernel_state(self) -> str:
+        """Whether the compiled kernel is in use, for the log."""
+        if self.kernel is not None:
+            return "in use"
+        return "not built" if KERNEL is None else "off by the setting compiled_kernel"
 
     def sync_definitions(self) -> None:
         """Bring the compiled definitions up to the view; nothing to do unless it has changed."""

@@ -422,6 +422,7 @@ class PartitionRunner:
                 partition.get_units,
                 partition.get_cells,
                 final=final,
+                kernel=context.kernel,
             )
 
     async def _reroute(self, topic: str, records: Sequence[Record], offsets: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ hold the first way to the second.
 Cost: some 5 us for each block that a conversion is counted in; O(n log n) for the n events of the unit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from streams.join.attribution import count_lags, count_newest
@@ -28,6 +28,16 @@ from streams.join.unit import (
     new_unit,
     store_conversions,
 )
+
+
+def apply_all_conversions(
+    groups: Mapping[bytes, Sequence[ConversionItem]], stored: Mapping[bytes, bytes | None], scope: Scope
+) -> dict[bytes, bytes | None]:
+    """Give the new states of the units that conversions change."""
+    if scope.kernel is not None:
+        return scope.kernel.apply_conversions(groups, stored, scope, apply_conversions)
+    units = ((key, apply_conversions(stored[key], items, scope)) for key, items in groups.items())
+    return {key: changed for key, changed in units if changed is not None}
 
 
 def apply_conversions(raw: bytes | None, items: Sequence[ConversionItem], scope: Scope) -> bytes | None:

@@ -10,7 +10,7 @@ Cost: some 5 us for an exposure in the usual case, its unit's decoding and encod
 the n events of the block in the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from streams.join.attribution import (
     BoundExposure,
@@ -43,6 +43,16 @@ from streams.join.unit import (
 
 _HOT_EVENTS = 64
 """A unit of more events looks ids up in an index made for the batch, instead of looking at each event."""
+
+
+def apply_all_exposures(
+    groups: Mapping[bytes, Sequence[ExposureItem]], stored: Mapping[bytes, bytes | None], scope: Scope
+) -> dict[bytes, bytes | None]:
+    """Give the new states of the units that exposures change."""
+    if scope.kernel is not None:
+        return scope.kernel.apply_exposures(groups, stored, scope, apply_exposures)
+    units = ((key, apply_exposures(stored[key], items, scope)) for key, items in groups.items())
+    return {key: changed for key, changed in units if changed is not None}
 
 
 def apply_exposures(raw: bytes | None, items: Sequence[ExposureItem], scope: Scope) -> bytes | None:

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from streams.errors import DeadLetterReason
 from streams.join.definitions import Definitions
+from streams.join.kernel import Kernel
 from streams.join.tally import Tally
 
 
@@ -132,12 +133,21 @@ class Scope:
         evicted for each of its events; the state is at most that much longer for it.
     final
         Whether the definitions were read to their end.
+    kernel
+        Compiled short ways, None for Python alone.
     """
 
-    __slots__ = ("definitions", "evict_due_ms", "final", "horizon_ms", "ledger", "limits")
+    __slots__ = ("definitions", "evict_due_ms", "final", "horizon_ms", "kernel", "ledger", "limits")
 
     def __init__(
-        self, definitions: Definitions, limits: Limits, ledger: Ledger, horizon_ms: int, *, final: bool
+        self,
+        definitions: Definitions,
+        limits: Limits,
+        ledger: Ledger,
+        horizon_ms: int,
+        *,
+        final: bool,
+        kernel: Kernel | None = None,
     ) -> None:
         self.definitions = definitions
         self.limits = limits
@@ -145,3 +155,4 @@ class Scope:
         self.horizon_ms = horizon_ms
         self.evict_due_ms = horizon_ms - limits.grace_ms // 4
         self.final = final
+        self.kernel = kernel

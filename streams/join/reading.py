@@ -11,7 +11,7 @@ The running maximum of a topic-partition moves with every record that decodes, h
 future, rejected or not; a record is late if it is older than the maximum before it less grace. Both depend on
 the log alone, so every replay agrees.
 
-Cost: about 1 us a record beside decoding.
+Cost: about 2 us a record beside decoding; 1 us in all where the compiled kernel reads it.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ from streams.events import (
 )
 from streams.join.cells import NO_ALLOCATION
 from streams.join.definitions import Definitions, ExperimentPlan, VersionPlan
+from streams.join.kernel import Kernel
 from streams.join.ledger import Ledger, Limits
 from streams.join.unit import OpenConversion
 from streams.partitioning import partition_of
@@ -79,6 +80,7 @@ class Reading:
         definitions: Definitions,
         limits: Limits,
         ledger: Ledger,
+        kernel: Kernel | None = None,
     ) -> None:
         self.partition = partition
         self.maximum_ms = maximum_ms
@@ -90,62 +92,64 @@ class Reading:
         self.unknown: set[str] = set()
         self.other_levels: dict[str, int] = {}
         self._misplaced: dict[bytes, bool] = {}
+        self._kernel = kernel
 
     def read_exposures(self, records: Sequence[SourceRecord]) -> None:
         """Read a batch of the topic ``exposures``."""
-        plans = self.definitions.plans
-        groups = self.exposures
-        ahead_ms = self.limits.max_ahead_ms
-        grace_ms = self.limits.grace_ms
-        maximum_ms = self.maximum_ms
+        if self._kernel is not None:
+            self._kernel.read_exposures(self, records)
+            return
         for record in records:
-            offset, key, value, append_ms, headers = record
-            if not value or headers:
-                value = self._value_of(record)
-                if value is None:
-                    maximum_ms = self.maximum_ms
-                    continue
-            try:
-                event = decode_exposure(value)
-            except EventError as error:
-                self.ledger.reject(offset, error.reason, error.field, error.message)
-                continue
-            unit = event.unit_id.encode()
-            if unit != key and not self._admits_key(record, unit):
-                continue
-            ms = event.timestamp
-            if not isinstance(ms, int):
-                ms = timestamp_ms(event)
-            floor_ms = maximum_ms - grace_ms
-            if maximum_ms < ms <= append_ms + ahead_ms:
-                self.maximum_ms = maximum_ms = ms
-            elif ms < floor_ms or ms > append_ms + ahead_ms:
-                self._refuse_time(record, unit, ms)
-                continue
-            plan = plans.get(event.experiment_id)
-            if plan is None or not plan.is_live:
-                self._refuse_experiment(record, unit, event.experiment_id, plan)
-                continue
-            version = plan.newest if ms >= plan.newest.effective_from_ms else plan.version_at(ms)
-            if version is None:
-                self._refuse_early(record, unit, plan, ms)
-                continue
-            arm = plan.arms.get(event.arm_id) if event.group == "bandit" else ""
-            if arm is None or (event.test and not version.count_test):
-                self._refuse_exposure(record, unit, event, arm)
-                continue
-            reason = event.reason
-            group = 0 if event.group == "bandit" else _COMPARISON
-            if reason is not None and not group and reason.startswith("default"):
-                group = _DEFAULT
-            segment = self._segment(plan, version, event) if version.has_features else ""
-            allocation = NO_ALLOCATION if event.allocation_version is None else event.allocation_version
-            exposure_id = event.exposure_id
-            item = (offset, floor_ms, plan, version, ms, exposure_id, arm, segment, group, allocation)
-            if unit in groups:
-                groups[unit].append(item)
-            else:
-                groups[unit] = [item]
+            self.read_exposure(record)
+
+    def read_exposure(self, record: SourceRecord) -> None:
+        """Read a record of the topic ``exposures``."""
+        offset, key, value, append_ms, headers = record
+        if not value or headers:
+            value = self._value_of(record)
+            if value is None:
+                return
+        try:
+            event = decode_exposure(value)
+        except EventError as error:
+            self.ledger.reject(offset, error.reason, error.field, error.message)
+            return
+        unit = event.unit_id.encode()
+        if unit != key and not self._admits_key(record, unit):
+            return
+        ms = event.timestamp
+        if not isinstance(ms, int):
+            ms = timestamp_ms(event)
+        floor_ms = self.maximum_ms - self.limits.grace_ms
+        limit_ms = append_ms + self.limits.max_ahead_ms
+        if self.maximum_ms < ms <= limit_ms:
+            self.maximum_ms = ms
+        elif ms < floor_ms or ms > limit_ms:
+            self._refuse_time(record, unit, ms)
+            return
+        plan = self.definitions.plans.get(event.experiment_id)
+        if plan is None or not plan.is_live:
+            self._refuse_experiment(record, unit, event.experiment_id, plan)
+            return
+        version = plan.newest if ms >= plan.newest.effective_from_ms else plan.version_at(ms)
+        if version is None:
+            self._refuse_early(record, unit, plan, ms)
+            return
+        arm = plan.arms.get(event.arm_id) if event.group == "bandit" else ""
+        if arm is None or (event.test and not version.count_test):
+            self._refuse_exposure(record, unit, event, arm)
+            return
+        reason = event.reason
+        group = 0 if event.group == "bandit" else _COMPARISON
+        if reason is not None and not group and reason.startswith("default"):
+            group = _DEFAULT
+        segment = self._segment(plan, version, event) if version.has_features else ""
+        allocation = NO_ALLOCATION if event.allocation_version is None else event.allocation_version
+        item = (offset, floor_ms, plan, version, ms, event.exposure_id, arm, segment, group, allocation)
+        if unit in self.exposures:
+            self.exposures[unit].append(item)
+        else:
+            self.exposures[unit] = [item]
 
     def read_conversions(self, records: Sequence[SourceRecord]) -> None:
         """Read a batch of the topic ``conversions``."""

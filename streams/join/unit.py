@@ -204,7 +204,7 @@ def decode_unit(raw: bytes) -> Unit:
         )
     try:
         return _decode_unit(raw[1:])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _corrupt("unit state", error) from error
 
 
@@ -218,7 +218,7 @@ def decode_block(raw: bytes) -> Block:
     """
     try:
         return _decode_block(raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _corrupt("unit's experiment block", error) from error
 
 
@@ -234,7 +234,7 @@ def decode_conversions(raw: bytes) -> list[OpenConversion]:
         return []
     try:
         return _decode_conversions(raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _corrupt("unit's conversions", error) from error
 
 

@@ -6,6 +6,7 @@ from streams.events import Conversion, Exposure, encode_event, event_key
 from streams.experiments.definition import ExperimentRecord
 from streams.join.cells import Cell, CellKey, decode_cell, decode_key
 from streams.join.definitions import Definitions
+from streams.join.kernel import KERNEL, Kernel
 from streams.join.step import (
     Batch,
     Limits,
@@ -83,6 +84,13 @@ class Partition:
         return result
 
     def step(self, batch: Batch, *, final: bool = False) -> StepResult:
+        """Run the step in Python; where the kernel was built, with it as well, and want the same result."""
+        result = self._step(batch, None, final=final)
+        if KERNEL is not None:
+            assert self._step(batch, KERNEL, final=final) == result
+        return result
+
+    def _step(self, batch: Batch, kernel: Kernel | None, *, final: bool) -> StepResult:
         return run_step(
             batch,
             self.head,
@@ -91,6 +99,7 @@ class Partition:
             lambda keys: [self.units.get(key) for key in keys],
             lambda keys: [self.raw_cells.get(key) for key in keys],
             final=final,
+            kernel=kernel,
         )
 
     def events(self, *events: Exposure | Conversion, append_ms: int | None = None) -> list[StepResult]:

@@ -1,0 +1,1462 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Compiled short ways of the batch step: usual events are read, and applied to their units' stored bytes.
+
+The three functions at the ends of the sections are those of :class:`streams.join.kernel.Kernel`. Each does what
+a Python function of the join does, and hands it every record or unit that is not usual, before anything is
+done with it. What is usual, and why it may be counted at once, is said there; tests run every step of theirs
+with and without this module and want the same bytes.
+
+Why bytes: an exposure adds one trial or one touch to one block of its unit. Here the block is found in the
+stored MessagePack (layout in ``streams.join.unit``), the new entry is written behind the others, and the rest
+is copied; no object is made of what does not change. Anything in the bytes that is not exactly the layout is
+unusual. So are texts
+that are not ASCII. The same goes for JSON: strings of printable ASCII without escapes and whole numbers are read here.
+
+Cost: see docs/performance.md.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
+from cpython.mem cimport PyMem_Realloc
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport INT64_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from streams.join.cells import HOUR_MS as _HOUR_MS
+from streams.join.cells import NEVER_MS as _NEVER_MS
+from streams.join.cells import NO_ALLOCATION as _NO_ALLOCATION
+from streams.join.tally import Increments
+
+cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+
+cdef enum:
+    LAYOUT = 1
+    MAX_BLOCKS = 256
+    MAX_TRIALS = 256
+    MAX_FRESH = 64
+    MAX_EVENTS = 64  # a unit of more events is hot: it has its own way, with an index of ids
+    HEAD_BYTES = 64  # more than all heads and integers of a unit, a block or a trial together
+
+cdef int64_t HOUR_MS = _HOUR_MS
+cdef int64_t NEVER_MS = _NEVER_MS
+cdef int64_t NO_ALLOCATION = _NO_ALLOCATION
+
+
+# Reading MessagePack: every function leaves ``bad`` set at the first byte that is not as expected.
+
+cdef struct Span:
+    const uint8_t* at
+    Py_ssize_t size
+
+
+cdef struct Cursor:
+    const uint8_t* at
+    const uint8_t* end
+    bint bad
+
+
+cdef inline uint64_t take_number(Cursor* c, int n_bytes) noexcept:
+    cdef uint64_t number = 0
+    cdef int i
+    if c.end - c.at < n_bytes:
+        c.bad = True
+        return 0
+    for i in range(n_bytes):
+        number = number << 8 | c.at[i]
+    c.at += n_bytes
+    return number
+
+
+cdef inline uint8_t take_byte(Cursor* c) noexcept:
+    return <uint8_t>take_number(c, 1)
+
+
+cdef inline int64_t take_int(Cursor* c) noexcept:
+    cdef uint8_t first = take_byte(c)
+    cdef uint64_t number
+    if first < 0x80:
+        return first
+    if first >= 0xE0:
+        return <int8_t>first
+    if 0xCC <= first <= 0xCF:
+        number = take_number(c, 1 << (first - 0xCC))
+        if number > <uint64_t>INT64_MAX:
+            c.bad = True
+        return <int64_t>number
+    if first == 0xD0:
+        return <int8_t>take_number(c, 1)
+    if first == 0xD1:
+        return <int16_t>take_number(c, 2)
+    if first == 0xD2:
+        return <int32_t>take_number(c, 4)
+    if first == 0xD3:
+        return <int64_t>take_number(c, 8)
+    c.bad = True
+    return 0
+
+
+cdef inline Py_ssize_t take_size(Cursor* c, uint8_t fix, uint8_t fix_bits, uint8_t code, int n_codes) noexcept:
+    """Size of an array, map or text: ``fix`` with the size in its low bits, or one of the codes that ends
+    with 32 bits."""
+    cdef uint8_t first = take_byte(c)
+    if fix_bits and first & ~((1 << fix_bits) - 1) & 0xFF == fix:
+        return first & ((1 << fix_bits) - 1)
+    if code <= first < code + n_codes:
+        return <Py_ssize_t>take_number(c, 4 >> (n_codes - 1 - (first - code)))
+    c.bad = True
+    return 0
+
+
+cdef inline Py_ssize_t take_array(Cursor* c) noexcept:
+    return take_size(c, 0x90, 4, 0xDC, 2)
+
+
+cdef inline Py_ssize_t take_map(Cursor* c) noexcept:
+    return take_size(c, 0x80, 4, 0xDE, 2)
+
+
+cdef inline Span take_bytes(Cursor* c, Py_ssize_t size) noexcept:
+    cdef Span span
+    if c.end - c.at < size:
+        c.bad = True
+        size = 0
+    span.at = c.at
+    span.size = size
+    c.at += size
+    return span
+
+
+cdef inline Span take_text(Cursor* c) noexcept:
+    """A text, which must be ASCII: whether other bytes are UTF-8 is the decoder's to say."""
+    cdef Span span = take_bytes(c, take_size(c, 0xA0, 5, 0xD9, 3))
+    cdef Py_ssize_t i
+    cdef uint8_t bits = 0
+    for i in range(span.size):
+        bits |= span.at[i]
+    if bits & 0x80:
+        c.bad = True
+    return span
+
+
+cdef inline Span take_blob(Cursor* c) noexcept:
+    return take_bytes(c, take_size(c, 0, 0, 0xC4, 3))
+
+
+cdef inline bint take_nil(Cursor* c) noexcept:
+    """Whether a nil comes next; taken if so."""
+    if c.at < c.end and c.at[0] == 0xC0:
+        c.at += 1
+        return True
+    return False
+
+
+cdef inline bint take_bool(Cursor* c) noexcept:
+    cdef uint8_t first = take_byte(c)
+    if first != 0xC2 and first != 0xC3:
+        c.bad = True
+    return first == 0xC3
+
+
+cdef inline Span take_earned(Cursor* c) noexcept:
+    """Bytes of a map from metric to micro-units, or of nil."""
+    cdef Span span
+    cdef Py_ssize_t n
+    span.at = c.at
+    if not take_nil(c):
+        n = take_map(c)
+        while n > 0 and not c.bad:
+            take_text(c)
+            take_int(c)
+            n -= 1
+    span.size = c.at - span.at
+    return span
+
+
+cdef inline Cursor over(Span span) noexcept:
+    cdef Cursor c
+    c.at = span.at
+    c.end = span.at + span.size
+    c.bad = False
+    return c
+
+
+cdef inline int compare(Span a, Span b) noexcept:
+    """Order of two texts; that of UTF-8 bytes is that of their characters."""
+    cdef Py_ssize_t shorter = a.size if a.size < b.size else b.size
+    cdef int order = memcmp(a.at, b.at, shorter)
+    if order:
+        return order
+    return (a.size > b.size) - (a.size < b.size)
+
+
+cdef inline bint same(Span a, Span b) noexcept:
+    return a.size == b.size and memcmp(a.at, b.at, a.size) == 0
+
+
+cdef inline Span text_of(object text) except *:
+    """UTF-8 of a str, which must outlive the span."""
+    cdef Span span
+    cdef Py_ssize_t size
+    span.at = <const uint8_t*>PyUnicode_AsUTF8AndSize(text, &size)
+    span.size = size
+    return span
+
+
+cdef inline object str_of(Span span):
+    return PyUnicode_DecodeUTF8(<const char*>span.at, span.size, NULL)
+
+
+# Writing MessagePack, each number in as few bytes as it needs, into a buffer with room enough.
+
+cdef struct Out:
+    uint8_t* data
+    Py_ssize_t size
+    Py_ssize_t capacity
+
+
+cdef int reserve(Out* out, Py_ssize_t more) except -1:
+    cdef Py_ssize_t wanted = out.size + more
+    cdef uint8_t* grown
+    if wanted > out.capacity:
+        wanted = max(2 * out.capacity, wanted)
+        grown = <uint8_t*>PyMem_Realloc(out.data, wanted)
+        if grown is NULL:
+            raise MemoryError
+        out.data = grown
+        out.capacity = wanted
+    return 0
+
+
+cdef inline void put_byte(Out* out, uint8_t byte) noexcept:
+    out.data[out.size] = byte
+    out.size += 1
+
+
+cdef inline void put_number(Out* out, uint8_t code, uint64_t number, int n_bytes) noexcept:
+    put_byte(out, code)
+    while n_bytes > 0:
+        n_bytes -= 1
+        put_byte(out, <uint8_t>(number >> (8 * n_bytes)))
+
+
+cdef inline void put_int(Out* out, int64_t number) noexcept:
+    if number >= 0:
+        if number < 0x80:
+            put_byte(out, <uint8_t>number)
+        elif number <= 0xFF:
+            put_number(out, 0xCC, number, 1)
+        elif number <= 0xFFFF:
+            put_number(out, 0xCD, number, 2)
+        elif number <= 0xFFFFFFFF:
+            put_number(out, 0xCE, number, 4)
+        else:
+            put_number(out, 0xCF, number, 8)
+    elif number >= -32:
+        put_byte(out, <uint8_t><int8_t>number)
+    elif number >= -0x80:
+        put_number(out, 0xD0, <uint64_t>number, 1)
+    elif number >= -0x8000:
+        put_number(out, 0xD1, <uint64_t>number, 2)
+    elif number >= -0x80000000LL:
+        put_number(out, 0xD2, <uint64_t>number, 4)
+    else:
+        put_number(out, 0xD3, <uint64_t>number, 8)
+
+
+cdef inline void put_size(Out* out, Py_ssize_t size, uint8_t fix, uint8_t n_fix, uint8_t code, int n_codes) noexcept:
+    if size < n_fix:
+        put_byte(out, <uint8_t>(fix | size))
+    elif n_codes == 3 and size <= 0xFF:
+        put_number(out, code, size, 1)
+    elif size <= 0xFFFF:
+        put_number(out, code + n_codes - 2, size, 2)
+    else:
+        put_number(out, code + n_codes - 1, size, 4)
+
+
+cdef inline void put_array(Out* out, Py_ssize_t size) noexcept:
+    put_size(out, size, 0x90, 16, 0xDC, 2)
+
+
+cdef inline void put_map(Out* out, Py_ssize_t size) noexcept:
+    put_size(out, size, 0x80, 16, 0xDE, 2)
+
+
+cdef inline void put_raw(Out* out, Span span) noexcept:
+    memcpy(out.data + out.size, span.at, span.size)
+    out.size += span.size
+
+
+cdef inline void put_text(Out* out, Span span) noexcept:
+    put_size(out, span.size, 0xA0, 32, 0xD9, 3)
+    put_raw(out, span)
+
+
+cdef inline void put_blob(Out* out, Span span) noexcept:
+    put_size(out, span.size, 0, 0, 0xC4, 3)
+    put_raw(out, span)
+
+
+# The stored unit
+
+cdef struct BlockRef:
+    Span key
+    Span body  # in the state before
+    Py_ssize_t changed_at  # in the arena, -1 while it is as before
+    Py_ssize_t changed_size
+
+
+cdef struct Unit:
+    int64_t due_ms
+    int64_t settled_ms
+    int64_t last_conversion_ms
+    int64_t n_events
+    Py_ssize_t n_blocks
+    Span conversions
+
+
+cdef struct Trial:
+    Span head  # the trial's bytes before ``others``
+    int64_t version
+    int64_t first_ms
+    Span first_id
+    Span arm
+    Span segment
+    int64_t group
+    int64_t allocation
+    Py_ssize_t n_others
+    Span others  # entries
+    Span base
+    Span earned
+
+
+cdef struct Block:
+    Py_ssize_t n_trials
+    Span trials  # entries
+    bint has_mark
+    int64_t mark_ms
+    int64_t mark_version
+    Span mark_arm
+    Span mark_segment
+    int64_t mark_group
+    int64_t mark_allocation
+    Span mark_base
+    Span mark
+    bint is_closed
+    Span earned
+
+
+cdef BlockRef _blocks[MAX_BLOCKS]
+cdef Trial _trials[MAX_TRIALS]
+cdef Out _arena  # blocks that a call has changed
+cdef Out _state  # the state that a call returns
+_arena.data = _state.data = NULL
+_arena.size = _arena.capacity = _state.size = _state.capacity = 0
+
+
+cdef bint take_unit(object raw, Unit* unit) except -1:
+    """Read a unit's state; False if it is not just as the layout says."""
+    cdef Cursor c
+    cdef Py_ssize_t i
+    _arena.size = 0
+    if raw is None:
+        unit.due_ms = NEVER_MS
+        unit.settled_ms = unit.n_events = 0
+        unit.last_conversion_ms = -1
+        unit.n_blocks = 0
+        unit.conversions.at = NULL
+        unit.conversions.size = 0
+        return True
+    c.at = <const uint8_t*>PyBytes_AS_STRING(raw)
+    c.end = c.at + PyBytes_GET_SIZE(raw)
+    c.bad = False
+    if take_byte(&c) != LAYOUT or take_array(&c) != 6:
+        return False
+    unit.due_ms = take_int(&c)
+    unit.settled_ms = take_int(&c)
+    unit.last_conversion_ms = take_int(&c)
+    unit.n_events = take_int(&c)
+    unit.n_blocks = take_map(&c)
+    if unit.n_blocks >= MAX_BLOCKS:
+        return False
+    for i in range(unit.n_blocks):
+        _blocks[i].key = take_text(&c)
+        _blocks[i].body = take_blob(&c)
+        _blocks[i].changed_at = -1
+    unit.conversions = take_blob(&c)
+    return not c.bad and c.at == c.end
+
+
+cdef inline Span body_of(BlockRef* block) noexcept:
+    cdef Span span
+    if block.changed_at < 0:
+        return block.body
+    span.at = _arena.data + block.changed_at
+    span.size = block.changed_size
+    return span
+
+
+cdef object state_of(Unit* unit):
+    """Bytes of a unit, with its changed blocks."""
+    cdef Py_ssize_t i, wanted = 2 * HEAD_BYTES + unit.conversions.size
+    cdef Span body
+    for i in range(unit.n_blocks):
+        wanted += _blocks[i].key.size + body_of(&_blocks[i]).size + HEAD_BYTES
+    _state.size = 0
+    reserve(&_state, wanted)
+    put_byte(&_state, LAYOUT)
+    put_array(&_state, 6)
+    put_int(&_state, unit.due_ms)
+    put_int(&_state, unit.settled_ms)
+    put_int(&_state, unit.last_conversion_ms)
+    put_int(&_state, unit.n_events)
+    put_map(&_state, unit.n_blocks)
+    for i in range(unit.n_blocks):
+        put_text(&_state, _blocks[i].key)
+        put_blob(&_state, body_of(&_blocks[i]))
+    put_blob(&_state, unit.conversions)
+    return PyBytes_FromStringAndSize(<char*>_state.data, _state.size)
+
+
+cdef inline void take_trial(Cursor* c, Trial* trial) noexcept:
+    cdef Py_ssize_t i
+    trial.head.at = c.at
+    if take_array(c) != 10:
+        c.bad = True
+        return
+    trial.version = take_int(c)
+    trial.first_ms = take_int(c)
+    trial.first_id = take_text(c)
+    trial.arm = take_text(c)
+    trial.segment = take_text(c)
+    trial.group = take_int(c)
+    trial.allocation = take_int(c)
+    trial.head.size = c.at - trial.head.at
+    trial.n_others = take_array(c)
+    trial.others.at = c.at
+    for i in range(trial.n_others):
+        take_other(c)
+        if c.bad:
+            return
+    trial.others.size = c.at - trial.others.at
+    trial.base = take_earned(c)
+    trial.earned = take_earned(c)
+
+
+cdef struct Other:
+    int64_t ms
+    Span exposure_id
+    Span arm
+
+
+cdef inline Other take_other(Cursor* c) noexcept:
+    cdef Other other
+    if take_array(c) != 3:
+        c.bad = True
+    other.ms = take_int(c)
+    other.exposure_id = take_text(c)
+    other.arm = take_text(c)
+    return other
+
+
+cdef bint take_block(Span body, Block* block) noexcept:
+    """Read a block, its trials into ``_trials``; False if it is not just as the layout says."""
+    cdef Cursor c = over(body)
+    cdef Py_ssize_t i
+    if take_array(&c) != 4:
+        return False
+    block.n_trials = take_array(&c)
+    if c.bad or block.n_trials >= MAX_TRIALS:
+        return False
+    block.trials.at = c.at
+    for i in range(block.n_trials):
+        take_trial(&c, &_trials[i])
+        if c.bad:
+            return False
+    block.trials.size = c.at - block.trials.at
+    block.mark.at = c.at
+    block.has_mark = not take_nil(&c)
+    if block.has_mark:
+        if take_array(&c) != 7:
+            return False
+        block.mark_ms = take_int(&c)
+        block.mark_version = take_int(&c)
+        block.mark_arm = take_text(&c)
+        block.mark_segment = take_text(&c)
+        block.mark_group = take_int(&c)
+        block.mark_allocation = take_int(&c)
+        block.mark_base = take_earned(&c)
+    block.mark.size = c.at - block.mark.at
+    block.is_closed = take_bool(&c)
+    block.earned = take_earned(&c)
+    return not c.bad and c.at == c.end
+
+
+# Reading JSON: only what needs no second look. Anything else is the decoder's, which knows what to say of it.
+
+cdef inline void skip_space(Cursor* c) noexcept:
+    while c.at < c.end and (c.at[0] == 32 or 9 <= c.at[0] <= 10 or c.at[0] == 13):
+        c.at += 1
+
+
+cdef inline bint take_char(Cursor* c, uint8_t wanted) noexcept:
+    """Take a character and the space before it, if it comes next."""
+    skip_space(c)
+    if c.at < c.end and c.at[0] == wanted:
+        c.at += 1
+        return True
+    return False
+
+
+cdef inline Span take_quoted(Cursor* c) noexcept:
+    """A string of printable ASCII without escapes."""
+    cdef Span span
+    if not take_char(c, 34):
+        c.bad = True
+    span.at = c.at
+    while c.at < c.end and 32 <= c.at[0] < 127 and c.at[0] != 34 and c.at[0] != 92:
+        c.at += 1
+    span.size = c.at - span.at
+    if c.at < c.end and c.at[0] == 34:
+        c.at += 1
+    else:
+        c.bad = True
+    return span
+
+
+cdef inline Span take_identifier(Cursor* c) noexcept:
+    cdef Span span = take_quoted(c)
+    if not 1 <= span.size <= 256:
+        c.bad = True
+    return span
+
+
+cdef inline bint take_word(Cursor* c, const char* word, Py_ssize_t size) noexcept:
+    skip_space(c)
+    if c.end - c.at >= size and memcmp(c.at, word, size) == 0:
+        c.at += size
+        return True
+    return False
+
+
+cdef inline int64_t take_digits(Cursor* c, int most) noexcept:
+    """A whole number of at most so many digits, without sign, fraction and exponent."""
+    cdef int64_t number = 0
+    cdef int n = 0
+    skip_space(c)
+    while c.at < c.end and 48 <= c.at[0] <= 57 and n <= most:
+        number = number * 10 + (c.at[0] - 48)
+        n += 1
+        c.at += 1
+    if n == 0 or n > most or (n > 1 and c.at[-n] == 48):
+        c.bad = True
+    if c.at < c.end and (c.at[0] == 46 or c.at[0] | 32 == 101):
+        c.bad = True
+    return number
+
+
+cdef inline void take_propensity(Cursor* c) noexcept:
+    """A number greater than 0 and at most 1, written as 1, 1.000 or 0.123."""
+    cdef bint is_whole, is_zero = True
+    cdef int n = 0
+    skip_space(c)
+    if c.at >= c.end or not 48 <= c.at[0] <= 49:
+        c.bad = True
+        return
+    is_whole = c.at[0] == 49
+    c.at += 1
+    if c.at < c.end and c.at[0] == 46:
+        c.at += 1
+        while c.at < c.end and 48 <= c.at[0] <= 57 and n <= 30:
+            is_zero = is_zero and c.at[0] == 48
+            n += 1
+            c.at += 1
+        if n == 0 or n > 30:
+            c.bad = True
+    if is_whole is not is_zero or (c.at < c.end and (48 <= c.at[0] <= 57 or c.at[0] | 32 == 101)):
+        c.bad = True
+
+
+cdef void skip_levels(Cursor* c) noexcept:
+    """A flat object from names to strings."""
+    if not take_char(c, 123):
+        c.bad = True
+    if take_char(c, 125):
+        return
+    while not c.bad:
+        take_quoted(c)
+        if not take_char(c, 58):
+            c.bad = True
+        take_quoted(c)
+        if take_char(c, 125):
+            return
+        if not take_char(c, 44):
+            c.bad = True
+
+
+cdef enum:
+    HAS_EXPOSURE_ID = 1
+    HAS_EXPERIMENT_ID = 2
+    HAS_UNIT_ID = 4
+    HAS_TIMESTAMP = 8
+    HAS_ALL = 15
+    HAS_ARM_ID = 16
+    HAS_PROPENSITY = 32
+    HAS_ALLOCATION = 64
+    HAS_CONTEXT = 128
+    HAS_GROUP = 256
+    HAS_REASON = 512
+    HAS_TEST = 1024
+
+
+cdef struct Event:
+    Span exposure_id
+    Span experiment_id
+    Span unit_id
+    Span arm_id  # empty: none
+    int64_t ms
+    int64_t allocation
+    bint is_comparison
+    bint is_default
+    bint is_test
+
+
+cdef inline bint is_name(Span name, const char* wanted, Py_ssize_t size) noexcept:
+    return name.size == size and memcmp(name.at, wanted, size) == 0
+
+
+cdef int take_field(Cursor* c, Event* event) noexcept:
+    """Read a field and its value; returns which it is, 0 if it is none that is known."""
+    cdef Span name = take_quoted(c)
+    cdef Span text
+    if not take_char(c, 58):
+        c.bad = True
+    if is_name(name, b"exposure_id", 11):
+        event.exposure_id = take_identifier(c)
+        return HAS_EXPOSURE_ID
+    if is_name(name, b"experiment_id", 13):
+        event.experiment_id = take_identifier(c)
+        return HAS_EXPERIMENT_ID
+    if is_name(name, b"unit_id", 7):
+        event.unit_id = take_identifier(c)
+        return HAS_UNIT_ID
+    if is_name(name, b"timestamp", 9):
+        event.ms = take_digits(c, 15)
+        return HAS_TIMESTAMP
+    if is_name(name, b"test", 4):
+        event.is_test = take_word(c, b"true", 4)
+        if not event.is_test and not take_word(c, b"false", 5):
+            c.bad = True
+        return HAS_TEST
+    if is_name(name, b"group", 5):
+        text = take_quoted(c)
+        event.is_comparison = is_name(text, b"comparison", 10)
+        if not event.is_comparison and not is_name(text, b"bandit", 6):
+            c.bad = True
+        return HAS_GROUP
+    return take_optional(c, event, name)
+
+
+cdef int take_optional(Cursor* c, Event* event, Span name) noexcept:
+    """Read the value of a field that may be null."""
+    cdef bint is_null = take_word(c, b"null", 4)
+    cdef Span text
+    if is_name(name, b"arm_id", 6):
+        if not is_null:
+            event.arm_id = take_identifier(c)
+        return HAS_ARM_ID
+    if is_name(name, b"propensity", 10):
+        if not is_null:
+            take_propensity(c)
+        return HAS_PROPENSITY
+    if is_name(name, b"allocation_version", 18):
+        if not is_null:
+            event.allocation = take_digits(c, 18)
+        return HAS_ALLOCATION
+    if is_name(name, b"context", 7):
+        if not is_null:
+            skip_levels(c)
+        return HAS_CONTEXT
+    if is_name(name, b"reason", 6):
+        if not is_null:
+            text = take_quoted(c)
+            event.is_default = text.size >= 7 and memcmp(text.at, b"default", 7) == 0
+        return HAS_REASON
+    return 0
+
+
+cdef bint take_event(object value, Event* event) noexcept:
+    """Read an exposure; False if there is anything about it that the decoder should look at."""
+    cdef Cursor c
+    cdef int field, fields = 0
+    c.at = <const uint8_t*>PyBytes_AS_STRING(value)
+    c.end = c.at + PyBytes_GET_SIZE(value)
+    c.bad = False
+    event.exposure_id.size = event.experiment_id.size = event.unit_id.size = event.arm_id.size = 0
+    event.exposure_id.at = event.experiment_id.at = event.unit_id.at = event.arm_id.at = c.at
+    event.ms = 0
+    event.allocation = NO_ALLOCATION
+    event.is_comparison = event.is_default = event.is_test = False
+    if not take_char(&c, 123):
+        return False
+    while True:
+        field = take_field(&c, event)
+        if c.bad or not field or fields & field:
+            return False
+        fields |= field
+        if take_char(&c, 125):
+            break
+        if not take_char(&c, 44):
+            return False
+    skip_space(&c)
+    return c.at == c.end and fields & HAS_ALL == HAS_ALL and event.is_comparison == (event.arm_id.size == 0)
+
+
+cdef struct Plan:
+    Span experiment_id  # of the plan's own string
+    PyObject* plan
+    PyObject* arms
+    PyObject* version
+    int64_t effective_from_ms
+    bint counts_test
+
+
+cdef enum:
+    PLANS = 256
+
+
+cdef Plan _plans[PLANS]  # of the batch that is being read
+
+
+cdef Plan* plan_of(Span experiment_id, dict plans) except? NULL:
+    """Live experiment without features; NULL if it is none."""
+    cdef uint64_t mixed = 14695981039346656037u
+    cdef Py_ssize_t i
+    for i in range(experiment_id.size):
+        mixed = (mixed ^ experiment_id.at[i]) * 1099511628211u
+    cdef Plan* found = &_plans[(mixed ^ mixed >> 32) % PLANS]
+    if found.plan is not NULL and same(found.experiment_id, experiment_id):
+        return found
+    plan = plans.get(str_of(experiment_id))
+    if plan is None or not plan.is_live or plan.newest.has_features:
+        return NULL
+    # Everything here is held by ``plans``, which nobody changes while a batch is read.
+    found.plan = <PyObject*>plan
+    found.experiment_id = text_of(plan.experiment_id)
+    arms, version = plan.arms, plan.newest
+    found.arms = <PyObject*>arms
+    found.version = <PyObject*>version
+    found.effective_from_ms = version.effective_from_ms
+    found.counts_test = version.count_test
+    return found
+
+
+def read_exposures(object reading, records):
+    """See ``Kernel.read_exposures``."""
+    cdef dict groups = reading.exposures, plans = reading.definitions.plans
+    cdef int64_t ahead_ms = reading.limits.max_ahead_ms, grace_ms = reading.limits.grace_ms
+    cdef int64_t maximum_ms = reading.maximum_ms, floor_ms, limit_ms
+    cdef Event event
+    cdef Plan* plan
+    cdef Span own
+    cdef tuple record
+    cdef PyObject* arm
+    cdef PyObject* items
+    cdef int group
+    for i in range(PLANS):
+        _plans[i].plan = NULL
+    for each in records:
+        record = <tuple>each  # a named one
+        key, value = record[1], record[2]
+        if type(value) is bytes and type(key) is bytes and not record[4] and take_event(value, &event):
+            own.at = <const uint8_t*>PyBytes_AS_STRING(key)
+            own.size = PyBytes_GET_SIZE(key)
+            floor_ms = maximum_ms - grace_ms
+            limit_ms = <int64_t>record[3] + ahead_ms
+            if same(own, event.unit_id) and floor_ms <= event.ms <= limit_ms:
+                plan = plan_of(event.experiment_id, plans)
+                if plan is not NULL and event.ms >= plan.effective_from_ms and (
+                    plan.counts_test or not event.is_test
+                ):
+                    arm_id = str_of(event.arm_id)
+                    arm = PyDict_GetItem(<object>plan.arms, arm_id) if event.arm_id.size else <PyObject*>arm_id
+                    if arm is not NULL:
+                        maximum_ms = max(maximum_ms, event.ms)
+                        group = 1 if event.is_comparison else 2 if event.is_default else 0
+                        item = (
+                            record[0],
+                            floor_ms,
+                            <object>plan.plan,
+                            <object>plan.version,
+                            event.ms,
+                            str_of(event.exposure_id),
+                            <object>arm,
+                            "",
+                            group,
+                            event.allocation,
+                        )
+                        items = PyDict_GetItem(groups, key)
+                        if items is NULL:
+                            groups[key] = [item]
+                        else:
+                            (<list>items).append(item)
+                        continue
+        reading.maximum_ms = maximum_ms
+        reading.read_exposure(record)
+        maximum_ms = reading.maximum_ms
+    reading.maximum_ms = maximum_ms
+
+
+# Exposures
+
+cdef struct Exposure:
+    int64_t version
+    int64_t start_ms  # of the trials it may join
+    int64_t end_ms
+    int64_t ms
+    int64_t floor_ms
+    Span exposure_id
+    Span arm
+    Span segment
+    int64_t group
+    int64_t allocation
+
+
+cdef enum:
+    UNUSUAL
+    DUPLICATE
+    BEGINS_TRIAL
+    JOINS_TRIAL
+
+
+cdef int set_span(Exposure* e, object version) except -1:
+    """Where a trial begins that the exposure can join; as ``VersionPlan.trial_span_ms``."""
+    trial_window = version.trial_window
+    e.start_ms = e.end_ms = 0
+    if trial_window == "hour":
+        e.start_ms = e.ms - e.ms % HOUR_MS
+        e.end_ms = e.start_ms + HOUR_MS
+    elif trial_window == "experiment":
+        e.end_ms = NEVER_MS
+    return 0
+
+
+cdef bint has_other(Trial* trial, Span exposure_id, int64_t floor_ms) noexcept:
+    cdef Cursor c = over(trial.others)
+    cdef Other other
+    cdef Py_ssize_t i
+    for i in range(trial.n_others):
+        other = take_other(&c)
+        if other.ms >= floor_ms and same(other.exposure_id, exposure_id):
+            return True
+    return False
+
+
+cdef int place(Block* block, Exposure* e, Py_ssize_t* joined) noexcept:
+    """What an exposure is to a block; ``joined`` is the trial that it joins, -1 if it begins one."""
+    cdef Py_ssize_t i
+    cdef Trial* trial
+    joined[0] = -1
+    for i in range(block.n_trials):
+        trial = &_trials[i]
+        if trial.first_ms >= e.floor_ms and same(trial.first_id, e.exposure_id):
+            return DUPLICATE
+        if trial.n_others and has_other(trial, e.exposure_id, e.floor_ms):
+            return DUPLICATE
+        if e.start_ms <= trial.first_ms < e.end_ms and trial.version == e.version:
+            joined[0] = i
+    if block.n_trials and not block.has_mark and not block.is_closed and is_before(e, &_trials[0]):
+        return UNUSUAL
+    if joined[0] < 0:
+        return BEGINS_TRIAL
+    return UNUSUAL if is_before(e, &_trials[joined[0]]) else JOINS_TRIAL
+
+
+cdef inline bint is_before(Exposure* e, Trial* trial) noexcept:
+    if e.ms != trial.first_ms:
+        return e.ms < trial.first_ms
+    return compare(e.exposure_id, trial.first_id) < 0
+
+
+cdef int write_block(BlockRef* ref, Block* block, Exposure* e, Py_ssize_t joined) except -1:
+    """Write a block with one exposure more into the arena."""
+    cdef Span old = body_of(ref)
+    cdef Py_ssize_t began = _arena.size
+    cdef Py_ssize_t rest
+    cdef Trial* trial
+    cdef Span part
+    # The old body may be in the arena, which may move: spans into it are relative to its start from here on.
+    cdef const uint8_t* old_at = old.at
+    reserve(&_arena, old.size + e.exposure_id.size + e.arm.size + e.segment.size + 2 * HEAD_BYTES)
+    cdef Py_ssize_t moved = body_of(ref).at - old_at
+    put_array(&_arena, 4)
+    put_array(&_arena, block.n_trials + (joined < 0))
+    if joined < 0:
+        part = block.trials
+        part.at += moved
+        put_raw(&_arena, part)
+        put_array(&_arena, 10)
+        put_int(&_arena, e.version)
+        put_int(&_arena, e.ms)
+        put_text(&_arena, e.exposure_id)
+        put_text(&_arena, e.arm)
+        put_text(&_arena, e.segment)
+        put_int(&_arena, e.group)
+        put_int(&_arena, e.allocation)
+        put_array(&_arena, 0)
+        put_byte(&_arena, 0xC0)
+        put_byte(&_arena, 0xC0)
+    else:
+        trial = &_trials[joined]
+        part.at = block.trials.at + moved
+        part.size = trial.head.at + trial.head.size - block.trials.at
+        put_raw(&_arena, part)
+        put_array(&_arena, trial.n_others + 1)
+        part.at = trial.others.at + moved
+        part.size = trial.others.size
+        put_raw(&_arena, part)
+        put_array(&_arena, 3)
+        put_int(&_arena, e.ms)
+        put_text(&_arena, e.exposure_id)
+        put_text(&_arena, e.arm)
+        part.at += part.size
+        part.size = block.trials.at + moved + block.trials.size - part.at
+        put_raw(&_arena, part)
+    part.at = block.mark.at + moved
+    part.size = old_at + moved + old.size - part.at
+    put_raw(&_arena, part)
+    ref.changed_at = began
+    ref.changed_size = _arena.size - began
+    return 0
+
+
+cdef object increments_at(dict by_stub, tuple stub):
+    found = by_stub.get(stub)
+    if found is None:
+        found = by_stub[stub] = Increments()
+    return found
+
+
+cdef object stub_of_trial(object experiment_id, Trial* trial, str view):
+    return (
+        experiment_id,
+        trial.version,
+        view,
+        str_of(trial.arm),
+        str_of(trial.segment),
+        trial.group,
+        trial.allocation,
+        trial.first_ms // HOUR_MS,
+    )
+
+
+cdef object stub_of_first(object experiment_id, Block* block):
+    if not block.has_mark:
+        return stub_of_trial(experiment_id, &_trials[0], "reporting")
+    return (
+        experiment_id,
+        block.mark_version,
+        "reporting",
+        str_of(block.mark_arm),
+        str_of(block.mark_segment),
+        block.mark_group,
+        block.mark_allocation,
+        block.mark_ms // HOUR_MS,
+    )
+
+
+cdef int note_exposure(
+    list trials, list crossovers, tuple item, Block* block, Exposure* e, Py_ssize_t joined
+) except -1:
+    """Note what an exposure adds, by stub."""
+    plan, version = item[2], item[3]
+    experiment_id = plan.experiment_id
+    cdef Trial* first = NULL
+    cdef int64_t first_ms, first_version
+    cdef Span first_arm
+    arm, segment, group, allocation, bucket = item[6], item[7], item[8], item[9], e.ms // HOUR_MS
+    number = e.version
+    if joined < 0:
+        trials.append((experiment_id, number, "steering", arm, segment, group, allocation, bucket))
+    elif not same(_trials[joined].arm, e.arm):
+        crossovers.append(stub_of_trial(experiment_id, &_trials[joined], "steering"))
+    if block.has_mark or (block.n_trials and not block.is_closed):
+        if block.has_mark:
+            first_ms, first_version, first_arm = block.mark_ms, block.mark_version, block.mark_arm
+        else:
+            first = &_trials[0]
+            first_ms, first_version, first_arm = first.first_ms, first.version, first.arm
+        if not same(first_arm, e.arm) and e.ms - first_ms < <int64_t>plan.by_number[first_version].window_ms:
+            crossovers.append(stub_of_first(experiment_id, block))
+    elif not block.is_closed:
+        trials.append((experiment_id, number, "reporting", arm, segment, group, allocation, bucket))
+    return 0
+
+
+cdef Py_ssize_t find_block(Unit* unit, Span key) noexcept:
+    """Index of a block; one more than the last where there is none, which is then begun."""
+    cdef Py_ssize_t i
+    for i in range(unit.n_blocks):
+        if same(_blocks[i].key, key):
+            return i
+    _blocks[unit.n_blocks].key = key
+    _blocks[unit.n_blocks].body.at = <const uint8_t*>b"\x94\x90\xC0\xC2\xC0"
+    _blocks[unit.n_blocks].body.size = 5
+    _blocks[unit.n_blocks].changed_at = -1
+    return unit.n_blocks
+
+
+cdef object apply_usual_exposures(
+    object raw, list items, int64_t evict_due_ms, int64_t max_events, object ledger
+):
+    """Do what ``streams.join.exposures.apply_exposures`` does, if all of it is usual.
+
+    Returns
+    -------
+    bytes, None or NotImplemented
+        New state; None if nothing changes; NotImplemented, and nothing is done, if an event is not usual.
+    """
+    cdef Unit unit
+    cdef Block block
+    cdef Exposure e
+    cdef Py_ssize_t at, joined, n_accepted = 0, n_duplicates = 0
+    cdef int found
+    cdef int64_t window_ms
+    cdef tuple item
+    if not take_unit(raw, &unit) or unit.due_ms <= evict_due_ms:
+        return NotImplemented
+    if unit.n_events + len(items) > (MAX_EVENTS if MAX_EVENTS < max_events else max_events):
+        return NotImplemented
+    trials: list = []
+    crossovers: list = []
+    for item in items:
+        plan, version = item[2], item[3]
+        e.ms = item[4]
+        if e.ms <= unit.last_conversion_ms:
+            return NotImplemented
+        e.floor_ms = item[1]
+        e.version = version.version
+        e.exposure_id = text_of(item[5])
+        e.arm = text_of(item[6])
+        e.segment = text_of(item[7])
+        e.group = item[8]
+        e.allocation = item[9]
+        set_span(&e, version)
+        at = find_block(&unit, text_of(plan.experiment_id))
+        if at == MAX_BLOCKS - 1 or not take_block(body_of(&_blocks[at]), &block):
+            return NotImplemented
+        found = place(&block, &e, &joined)
+        if found == UNUSUAL:
+            return NotImplemented
+        if found == DUPLICATE:
+            n_duplicates += 1
+            continue
+        note_exposure(trials, crossovers, item, &block, &e, joined)
+        write_block(&_blocks[at], &block, &e, joined)
+        unit.n_blocks = max(unit.n_blocks, at + 1)
+        n_accepted += 1
+        unit.n_events += 1
+        window_ms = version.window_ms
+        unit.due_ms = min(unit.due_ms, e.ms + window_ms)
+    cdef dict by_stub = ledger.tally.by_stub
+    for stub in trials:
+        increments_at(by_stub, stub).trials += 1
+    for stub in crossovers:
+        increments_at(by_stub, stub).crossovers += 1
+    if n_duplicates:
+        ledger.count("duplicate", n_duplicates)
+    if not n_accepted:
+        return None
+    ledger.n_accepted += n_accepted
+    return state_of(&unit)
+
+
+def apply_exposures(dict groups, dict stored, object scope, object general):
+    """See ``Kernel.apply_exposures``."""
+    cdef int64_t evict_due_ms = scope.evict_due_ms, max_events = scope.limits.unit_max_events
+    ledger = scope.ledger
+    units: dict = {}
+    for key, items in groups.items():
+        raw = stored[key]
+        changed = apply_usual_exposures(raw, items, evict_due_ms, max_events, ledger)
+        if changed is NotImplemented:
+            changed = general(raw, items, scope)
+        if changed is not None:
+            units[key] = changed
+    return units
+
+
+# Conversions
+
+cdef struct Version:
+    bint counts  # the conversion's metric
+    bint is_last_touch
+    int64_t window_ms
+    int64_t cap_micros  # -1: none, i.e. a mere click metric
+
+
+cdef int version_of(object plan, int64_t number, object metric, Version* version) except -1:
+    """What a version makes of a metric; 0 if that takes an earlier click."""
+    found = plan.by_number[number]
+    gate = found.roles.get(metric)
+    version.counts = gate is not None
+    if not version.counts:
+        return 1
+    if gate != "":
+        return 0
+    version.window_ms = found.window_ms
+    version.is_last_touch = found.touch == "last"
+    cap = found.caps.get(metric)
+    version.cap_micros = -1 if cap is None else cap
+    return 1
+
+
+cdef int64_t touch_ms(Trial* trial, int64_t at_ms, Span* exposure_id) noexcept:
+    """Time and id of a trial's newest touch up to a conversion; its first exposure is one."""
+    cdef Cursor c = over(trial.others)
+    cdef Other other
+    cdef Py_ssize_t i
+    cdef int64_t ms = trial.first_ms
+    exposure_id[0] = trial.first_id
+    for i in range(trial.n_others):
+        other = take_other(&c)
+        if other.ms > at_ms or other.ms < ms or not same(other.arm, trial.arm):
+            continue
+        if other.ms > ms or compare(other.exposure_id, exposure_id[0]) > 0:
+            ms = other.ms
+            exposure_id[0] = other.exposure_id
+    return ms
+
+
+cdef inline bint is_empty(Span earned) noexcept:
+    """Whether what was earned is nil or an empty map."""
+    return earned.size == 1 and (earned.at[0] == 0xC0 or earned.at[0] == 0x80)
+
+
+cdef int64_t earned_by(Span earned, Span metric) noexcept:
+    """Micro-units earned by a metric; -1 if it has earned nothing yet."""
+    cdef Cursor c = over(earned)
+    cdef Py_ssize_t n
+    cdef Span name
+    cdef int64_t value
+    if is_empty(earned):
+        return -1
+    n = take_map(&c)
+    while n > 0:
+        name = take_text(&c)
+        value = take_int(&c)
+        if same(name, metric):
+            return value
+        n -= 1
+    return -1
+
+
+cdef void put_earned(Out* out, Span earned, Span metric, int64_t value) noexcept:
+    """Write what was earned, with another value for one metric."""
+    cdef Cursor c = over(earned)
+    cdef Py_ssize_t i, n = 0
+    cdef Span name
+    cdef int64_t old
+    cdef bint is_new = earned_by(earned, metric) < 0
+    if not is_empty(earned):
+        n = take_map(&c)
+    put_map(out, n + is_new)
+    for i in range(n):
+        name = take_text(&c)
+        old = take_int(&c)
+        put_text(out, name)
+        put_int(out, value if same(name, metric) else old)
+    if is_new:
+        put_text(out, metric)
+        put_int(out, value)
+
+
+cdef struct Gain:
+    bint is_there
+    Span earned  # before
+    int64_t before
+    int64_t after
+
+
+cdef inline Gain gain_of(Span earned, Span base, Span metric, int64_t value, int64_t cap) noexcept:
+    cdef Gain gain
+    gain.is_there = True
+    gain.earned = base if is_empty(earned) else earned
+    gain.before = earned_by(gain.earned, metric)
+    gain.after = <int64_t>min(<uint64_t>cap, <uint64_t>max(gain.before, 0) + <uint64_t>value)
+    return gain
+
+
+cdef object gain_note(object stub, object conversion, Gain* gain):
+    lag = conversion.timestamp_ms // HOUR_MS - stub[7]
+    before, after = max(gain.before, 0), gain.after
+    grown, grown_sq = after - before, <object>after * <object>after - <object>before * <object>before
+    return stub, conversion.metric, lag, gain.before < 0, grown, grown_sq
+
+
+cdef int count_newest(
+    object plan, BlockRef* ref, object conversion, Span metric, int64_t at_ms, list notes
+) except -1:
+    """As ``streams.join.attribution.count_newest``.
+
+    Returns
+    -------
+    int
+        Number of credits, 0 or 1; 2 if the conversion is not usual.
+    """
+    cdef Block block
+    cdef Version version
+    cdef int64_t value = conversion.value_micros, ms, newest_ms = -1, number = -1, first_ms, cap = -1
+    cdef Span exposure_id, newest_id
+    cdef Py_ssize_t i, chosen = -1
+    cdef bint is_last_touch = True
+    cdef Gain credit, report
+    credit.is_there = report.is_there = False
+    if not take_block(body_of(ref), &block):
+        return 2
+    newest_id.at, newest_id.size = NULL, 0
+    for i in range(block.n_trials):
+        if _trials[i].version != number:
+            number = _trials[i].version
+            if not version_of(plan, number, conversion.metric, &version):
+                return 2
+        if not version.counts or _trials[i].first_ms > at_ms:
+            continue
+        ms = touch_ms(&_trials[i], at_ms, &exposure_id)
+        if at_ms - ms >= version.window_ms or ms < newest_ms:
+            continue
+        if ms > newest_ms or compare(exposure_id, newest_id) > 0:
+            chosen, newest_ms, newest_id = i, ms, exposure_id
+            is_last_touch, cap = version.is_last_touch, version.cap_micros
+    if chosen >= 0:
+        if not is_last_touch or cap < 0:
+            return 2
+        credit = gain_of(_trials[chosen].earned, _trials[chosen].base, metric, value, cap)
+    if not block.is_closed and (block.has_mark or block.n_trials):
+        first_ms = block.mark_ms if block.has_mark else _trials[0].first_ms
+        number = block.mark_version if block.has_mark else _trials[0].version
+        if not version_of(plan, number, conversion.metric, &version):
+            return 2
+        if version.counts and 0 <= at_ms - first_ms < version.window_ms:
+            if version.cap_micros < 0:
+                return 2
+            report = gain_of(
+                block.earned, block.mark_base if block.has_mark else block.earned, metric, value,
+                version.cap_micros,
+            )
+    if credit.is_there:
+        notes.append(gain_note(stub_of_trial(plan.experiment_id, &_trials[chosen], "steering"), conversion, &credit))
+    if report.is_there:
+        notes.append(gain_note(stub_of_first(plan.experiment_id, &block), conversion, &report))
+    if credit.is_there or report.is_there:
+        write_earned(ref, &block, metric, chosen, &credit, &report)
+    return credit.is_there
+
+
+cdef int write_earned(
+    BlockRef* ref, Block* block, Span metric, Py_ssize_t chosen, Gain* credit, Gain* report
+) except -1:
+    """Write a block whose trials have earned more into the arena."""
+    cdef Span old = body_of(ref)
+    cdef Span part
+    cdef Trial* trial
+    cdef const uint8_t* at = old.at
+    cdef Py_ssize_t began = _arena.size
+    reserve(&_arena, 2 * old.size + 2 * metric.size + 2 * HEAD_BYTES)
+    cdef Py_ssize_t moved = body_of(ref).at - old.at
+    if credit.is_there:
+        credit.earned.at += moved
+        trial = &_trials[chosen]
+        part.at = at + moved
+        part.size = trial.earned.at - at
+        put_raw(&_arena, part)
+        put_earned(&_arena, credit.earned, metric, credit.after)
+        at = trial.earned.at + trial.earned.size
+    part.at = at + moved
+    part.size = block.earned.at - at
+    put_raw(&_arena, part)
+    if report.is_there:
+        report.earned.at += moved
+        put_earned(&_arena, report.earned, metric, report.after)
+    else:
+        part.at = block.earned.at + moved
+        part.size = block.earned.size
+        put_raw(&_arena, part)
+    ref.changed_at = began
+    ref.changed_size = _arena.size - began
+    return 0
+
+
+cdef bint is_known(Unit* unit, Span conversion_id, int64_t floor_ms, bint* is_bad) noexcept:
+    """Whether a unit has a conversion of this id that is not older than ``floor_ms``."""
+    cdef Cursor c = over(unit.conversions)
+    cdef Py_ssize_t n = take_array(&c) if unit.conversions.size else 0
+    cdef int64_t ms
+    cdef Span known
+    cdef bint found = False
+    while n > 0 and not c.bad:
+        if take_array(&c) != 8:
+            c.bad = True
+        ms = take_int(&c)
+        known = take_text(&c)
+        found = found or (ms >= floor_ms and same(known, conversion_id))
+        take_text(&c)
+        take_int(&c)
+        take_int(&c)
+        take_bool(&c)
+        if not take_nil(&c):
+            take_text(&c)
+        if not take_nil(&c):
+            take_text(&c)
+        n -= 1
+    is_bad[0] = c.bad or c.at != c.end
+    return found
+
+
+cdef object conversions_with(Unit* unit, list fresh, int64_t* n_credits):
+    """Encoded conversions of a unit with fresh ones, which are later than all others."""
+    cdef Cursor c = over(unit.conversions)
+    cdef Py_ssize_t i, n = take_array(&c) if unit.conversions.size else 0
+    cdef Span old, text
+    old.at = c.at
+    old.size = c.end - c.at
+    cdef Py_ssize_t wanted = old.size + HEAD_BYTES
+    for conversion in fresh:
+        wanted += 4 * HEAD_BYTES + 4 * (len(conversion.conversion_id) + len(conversion.metric))
+        wanted += 4 * len(conversion.experiment_id or "")
+    _state.size = 0
+    reserve(&_state, wanted)
+    put_array(&_state, n + len(fresh))
+    put_raw(&_state, old)
+    for i in range(len(fresh)):
+        conversion = fresh[i]
+        put_array(&_state, 8)
+        put_int(&_state, conversion.timestamp_ms)
+        put_text(&_state, text_of(conversion.conversion_id))
+        put_text(&_state, text_of(conversion.metric))
+        put_int(&_state, conversion.value_micros)
+        put_int(&_state, n_credits[i])
+        put_byte(&_state, 0xC2)
+        if conversion.experiment_id is None:
+            put_byte(&_state, 0xC0)
+        else:
+            put_text(&_state, text_of(conversion.experiment_id))
+        put_byte(&_state, 0xC0)
+    return PyBytes_FromStringAndSize(<char*>_state.data, _state.size)
+
+
+cdef object apply_usual_conversions(
+    object raw, list items, dict plans, int64_t evict_due_ms, int64_t max_events, object ledger
+):
+    """Do what ``streams.join.conversions.apply_conversions`` does, if all of it is usual.
+
+    Usual are conversions that come in time order, after all others of the unit, name no exposure, are no
+    tests, and need no click.
+
+    Returns
+    -------
+    bytes, None or NotImplemented
+        New state; None if nothing changes; NotImplemented, and nothing is done, if an event is not usual.
+    """
+    cdef Unit unit
+    cdef int64_t n_credits[MAX_FRESH]
+    cdef int64_t floor_ms, at_ms, n_attributed = 0, first_ms = -1
+    cdef Py_ssize_t i, k, n_duplicates = 0
+    cdef bint is_bad = False, is_duplicate
+    cdef int credits
+    if not take_unit(raw, &unit) or unit.due_ms <= evict_due_ms:
+        return NotImplemented
+    if unit.n_events + len(items) > (MAX_EVENTS if MAX_EVENTS < max_events else max_events):
+        return NotImplemented
+    fresh: list = []
+    for item in items:
+        conversion = item[2]
+        floor_ms = item[1]
+        is_duplicate = is_known(&unit, text_of(conversion.conversion_id), floor_ms, &is_bad)
+        if is_bad:
+            return NotImplemented
+        if is_duplicate:
+            n_duplicates += 1
+            continue
+        at_ms = conversion.timestamp_ms
+        if at_ms <= unit.last_conversion_ms or conversion.is_test:
+            return NotImplemented
+        if conversion.exposure_id is not None:
+            return NotImplemented
+        for other in fresh:
+            if other.conversion_id == conversion.conversion_id:
+                return NotImplemented
+        n_credits[len(fresh)] = 0
+        if not fresh:
+            first_ms = at_ms
+        fresh.append(conversion)
+        unit.last_conversion_ms = at_ms
+    if not fresh:
+        ledger.count("duplicate", n_duplicates)
+        return None
+    notes: list = []
+    for i in range(unit.n_blocks):
+        experiment_id = str_of(_blocks[i].key)
+        plan = plans.get(experiment_id)
+        if plan is None:
+            return NotImplemented
+        if plan.is_archived:
+            continue
+        for k in range(len(fresh)):
+            conversion = fresh[k]
+            if conversion.metric not in plan.metrics:
+                continue
+            if conversion.experiment_id is not None and conversion.experiment_id != experiment_id:
+                continue
+            credits = count_newest(
+                plan, &_blocks[i], conversion, text_of(conversion.metric), conversion.timestamp_ms, notes
+            )
+            if credits == 2:
+                return NotImplemented
+            n_credits[k] += credits
+    for k in range(len(fresh)):
+        n_attributed += n_credits[k] > 0
+    for stub, metric, lag, is_success, value, value_sq in notes:
+        lags = increments_at(ledger.tally.by_stub, stub).lags_of(metric)
+        counts = lags.get(lag)
+        if counts is None:
+            counts = lags[lag] = [0, 0, 0]
+        counts[0] += 1 if is_success else 0
+        counts[1] += value
+        counts[2] += value_sq
+    if n_duplicates:
+        ledger.count("duplicate", n_duplicates)
+    ledger.n_accepted += len(fresh)
+    ledger.n_pending += len(fresh)
+    ledger.attribute(n_attributed)
+    unit.n_events += len(fresh)
+    unit.due_ms = min(unit.due_ms, earliest_ms(&unit, first_ms))
+    encoded = conversions_with(&unit, fresh, n_credits)
+    unit.conversions.at = <const uint8_t*>PyBytes_AS_STRING(encoded)
+    unit.conversions.size = PyBytes_GET_SIZE(encoded)
+    return state_of(&unit)
+
+
+cdef int64_t earliest_ms(Unit* unit, int64_t fresh_ms) noexcept:
+    """Time of a unit's first conversion, that of the fresh ones if it has no other."""
+    cdef Cursor c = over(unit.conversions)
+    if not unit.conversions.size or not take_array(&c) or take_array(&c) != 8:
+        return fresh_ms
+    return take_int(&c)
+
+
+def apply_conversions(dict groups, dict stored, object scope, object general):
+    """See ``Kernel.apply_conversions``."""
+    cdef int64_t evict_due_ms = scope.evict_due_ms, max_events = scope.limits.unit_max_events
+    ledger, plans = scope.ledger, scope.definitions.plans
+    units: dict = {}
+    for key, items in groups.items():
+        raw = stored[key]
+        changed = apply_usual_conversions(raw, items, plans, evict_due_ms, max_events, ledger)
+        if changed is NotImplemented:
+            changed = general(raw, items, scope)
+        if changed is not None:
+            units[key] = changed
+    return units
