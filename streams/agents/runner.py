@@ -359,7 +359,9 @@ class PartitionRunner:
             self.progress.count_log_start_skips(topic, before)
         return self.partition.head.positions[topic]
 
-    async def _commit(self, topic: str, records: Sequence[Record], following: int) -> None:
+    async def _commit(
+        self, topic: str, records: Sequence[Record], following: int, *, oversize_bytes: int = 0
+    ) -> None:
         context = self._context
         while not await context.definitions_fresh():
             if self._stopping.is_set():
@@ -370,6 +372,7 @@ class PartitionRunner:
             start=self.partition.head.positions[topic],
             next=following,
             records=records,
+            oversize_bytes=oversize_bytes,
         )
         async with context.turn:
             result = await self._step(batch)
@@ -379,6 +382,13 @@ class PartitionRunner:
         with self.progress.timed("journal"):
             outcome = await self.owner.commit(result, batch)
         if isinstance(outcome, TooLarge):
+            if oversize_bytes or not records:
+                raise Stop(
+                    f"a journal record of {outcome.size_bytes} bytes, the limit is {outcome.limit_bytes}, "
+                    "even without a new event",
+                    where=f"{context.topic_names[topic]}[{self.number}] offset {following - 1}",
+                    action="raise journal_max_message_bytes and the journal topic's max.message.bytes",
+                )
             await self._split(topic, records, following, outcome)
             return
         self._require_owned(outcome)
@@ -391,12 +401,9 @@ class PartitionRunner:
                 await self._verdicts.put(outcome.offset, topic, result.verdicts, by_offset)
 
     async def _split(self, topic: str, records: Sequence[Record], following: int, outcome: TooLarge) -> None:
-        if len(records) < 2:
-            raise Stop(
-                f"one record makes {outcome.size_bytes} journal bytes, the limit is {outcome.limit_bytes}",
-                where=f"{self._context.topic_names[topic]}[{self.number}] offset {following - 1}",
-                action="raise journal_max_message_bytes and the journal topic's max.message.bytes",
-            )
+        if len(records) == 1:
+            await self._commit(topic, records, following, oversize_bytes=outcome.size_bytes)
+            return
         half = len(records) // 2
         await self._commit(topic, records[:half], records[half].offset)
         await self._commit(topic, records[half:], following)

@@ -27,7 +27,7 @@ REASON_ACTIONS = {
     "future": "correct the producer's clock or its unit (epoch milliseconds)",
     "late": "they came more than BANDIT_GRACE_MS behind newer ones: send them sooner",
     "unit_limit": "one unit has very many events: a bot, or a unit_id that many share",
-    "oversize": "the event is too large: send smaller contexts",
+    "oversize": "one unit has too many events with long ids for a journal record: a bot, or a shared unit_id",
     "wrong_partition": "they stayed misplaced after one re-routing; see the check of producers",
     "value_out_of_range": "value is negative, not finite or above 1e9: correct the producer",
 }

@@ -1,16 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Compiled short ways of the batch step: usual events are read, and applied to their units' stored bytes.
 
-The three functions at the ends of the sections are those of :class:`streams.join.kernel.Kernel`. Each does what
-a Python function of the join does, and hands it every record or unit that is not usual, before anything is
-done with it. What is usual, and why it may be counted at once, is said there; tests run every step of theirs
-with and without this module and want the same bytes.
+The three functions at the ends of the sections are those of :class:`streams.join.kernel.Kernel`. Each does
+what a Python function of the join does, and hands it every record or unit that is not usual, before anything
+is done with it. What is usual, and why it may be counted at once, is said there; tests run every step of
+theirs with and without this module and want the same bytes.
 
 Why bytes: an exposure adds one trial or one touch to one block of its unit. Here the block is found in the
 stored MessagePack (layout in ``streams.join.unit``), the new entry is written behind the others, and the rest
 is copied; no object is made of what does not change. Anything in the bytes that is not exactly the layout is
-unusual. So are texts
-that are not ASCII. The same goes for JSON: strings of printable ASCII without escapes and whole numbers are read here.
+unusual; so are texts that are not ASCII. The same goes for JSON: strings of printable ASCII without escapes
+and whole numbers are read here.
 
 Cost: see docs/performance.md.
 """
@@ -97,7 +97,9 @@ cdef inline int64_t take_int(Cursor* c) noexcept:
     return 0
 
 
-cdef inline Py_ssize_t take_size(Cursor* c, uint8_t fix, uint8_t fix_bits, uint8_t code, int n_codes) noexcept:
+cdef inline Py_ssize_t take_size(
+    Cursor* c, uint8_t fix, uint8_t fix_bits, uint8_t code, int n_codes
+) noexcept:
     """Size of an array, map or text: ``fix`` with the size in its low bits, or one of the codes that ends
     with 32 bits."""
     cdef uint8_t first = take_byte(c)
@@ -265,7 +267,9 @@ cdef inline void put_int(Out* out, int64_t number) noexcept:
         put_number(out, 0xD3, <uint64_t>number, 8)
 
 
-cdef inline void put_size(Out* out, Py_ssize_t size, uint8_t fix, uint8_t n_fix, uint8_t code, int n_codes) noexcept:
+cdef inline void put_size(
+    Out* out, Py_ssize_t size, uint8_t fix, uint8_t n_fix, uint8_t code, int n_codes
+) noexcept:
     if size < n_fix:
         put_byte(out, <uint8_t>(fix | size))
     elif n_codes == 3 and size <= 0xFF:
@@ -579,21 +583,41 @@ cdef inline void take_propensity(Cursor* c) noexcept:
         c.bad = True
 
 
-cdef void skip_levels(Cursor* c) noexcept:
-    """A flat object from names to strings."""
+cdef Span take_levels(Cursor* c) noexcept:
+    """A flat object from names to strings, as it is written."""
+    cdef Span span
     if not take_char(c, 123):
         c.bad = True
-    if take_char(c, 125):
-        return
-    while not c.bad:
-        take_quoted(c)
-        if not take_char(c, 58):
-            c.bad = True
-        take_quoted(c)
-        if take_char(c, 125):
-            return
-        if not take_char(c, 44):
-            c.bad = True
+    span.at = c.at - 1
+    if not take_char(c, 125):
+        while not c.bad:
+            take_quoted(c)
+            if not take_char(c, 58):
+                c.bad = True
+            take_quoted(c)
+            if take_char(c, 125):
+                break
+            if not take_char(c, 44):
+                c.bad = True
+    span.size = c.at - span.at
+    return span
+
+
+cdef object levels_in(Span context):
+    """Names and levels of a context that :func:`take_levels` has read."""
+    cdef Cursor c = over(context)
+    levels: dict = {}
+    if context.size == 0:
+        return None
+    take_char(&c, 123)
+    if take_char(&c, 125):
+        return levels
+    while True:
+        name = str_of(take_quoted(&c))
+        take_char(&c, 58)
+        levels[name] = str_of(take_quoted(&c))
+        if not take_char(&c, 44):
+            return levels
 
 
 cdef enum:
@@ -616,6 +640,7 @@ cdef struct Event:
     Span experiment_id
     Span unit_id
     Span arm_id  # empty: none
+    Span context  # empty: none
     int64_t ms
     int64_t allocation
     bint is_comparison
@@ -677,7 +702,7 @@ cdef int take_optional(Cursor* c, Event* event, Span name) noexcept:
         return HAS_ALLOCATION
     if is_name(name, b"context", 7):
         if not is_null:
-            skip_levels(c)
+            event.context = take_levels(c)
         return HAS_CONTEXT
     if is_name(name, b"reason", 6):
         if not is_null:
@@ -694,8 +719,10 @@ cdef bint take_event(object value, Event* event) noexcept:
     c.at = <const uint8_t*>PyBytes_AS_STRING(value)
     c.end = c.at + PyBytes_GET_SIZE(value)
     c.bad = False
-    event.exposure_id.size = event.experiment_id.size = event.unit_id.size = event.arm_id.size = 0
+    event.exposure_id.size = event.experiment_id.size = event.unit_id.size = 0
+    event.arm_id.size = event.context.size = 0
     event.exposure_id.at = event.experiment_id.at = event.unit_id.at = event.arm_id.at = c.at
+    event.context.at = c.at
     event.ms = 0
     event.allocation = NO_ALLOCATION
     event.is_comparison = event.is_default = event.is_test = False
@@ -721,6 +748,7 @@ cdef struct Plan:
     PyObject* version
     int64_t effective_from_ms
     bint counts_test
+    bint has_features
 
 
 cdef enum:
@@ -731,7 +759,7 @@ cdef Plan _plans[PLANS]  # of the batch that is being read
 
 
 cdef Plan* plan_of(Span experiment_id, dict plans) except? NULL:
-    """Live experiment without features; NULL if it is none."""
+    """Live experiment; NULL if it is none."""
     cdef uint64_t mixed = 14695981039346656037u
     cdef Py_ssize_t i
     for i in range(experiment_id.size):
@@ -740,7 +768,7 @@ cdef Plan* plan_of(Span experiment_id, dict plans) except? NULL:
     if found.plan is not NULL and same(found.experiment_id, experiment_id):
         return found
     plan = plans.get(str_of(experiment_id))
-    if plan is None or not plan.is_live or plan.newest.has_features:
+    if plan is None or not plan.is_live:
         return NULL
     # Everything here is held by ``plans``, which nobody changes while a batch is read.
     found.plan = <PyObject*>plan
@@ -750,63 +778,90 @@ cdef Plan* plan_of(Span experiment_id, dict plans) except? NULL:
     found.version = <PyObject*>version
     found.effective_from_ms = version.effective_from_ms
     found.counts_test = version.count_test
+    found.has_features = version.has_features
     return found
+
+
+cdef object segment_of(object reading, Plan* plan, Span context, dict segments):
+    """Segment of an exposure; ``segments`` are those of the batch by the contexts as they are written."""
+    version = <object>plan.version
+    key = (version, PyBytes_FromStringAndSize(<char*>context.at, context.size))
+    found = segments.get(key)
+    if found is None:
+        found = segments[key] = version.segmenter.segment(levels_in(context))
+    if found[1]:
+        reading.count_other((<object>plan.plan).experiment_id, found[1])
+    return found[0]
+
+
+cdef int64_t read_usual(object reading, tuple record, dict plans, dict segments, Times* times) except -2:
+    """Read a record; gives the running maximum after it, or -1, and nothing is done, if it is not usual."""
+    cdef Event event
+    cdef Plan* plan
+    cdef Span own
+    cdef PyObject* arm
+    cdef PyObject* items
+    key, value = record[1], record[2]
+    if type(value) is not bytes or type(key) is not bytes or record[4] or not take_event(value, &event):
+        return -1
+    own.at = <const uint8_t*>PyBytes_AS_STRING(key)
+    own.size = PyBytes_GET_SIZE(key)
+    cdef int64_t floor_ms = times.maximum_ms - times.grace_ms
+    if not same(own, event.unit_id) or not floor_ms <= event.ms <= <int64_t>record[3] + times.ahead_ms:
+        return -1
+    plan = plan_of(event.experiment_id, plans)
+    if plan is NULL or event.ms < plan.effective_from_ms or (event.is_test and not plan.counts_test):
+        return -1
+    arm_id = str_of(event.arm_id)
+    arm = PyDict_GetItem(<object>plan.arms, arm_id) if event.arm_id.size else <PyObject*>arm_id
+    if arm is NULL:
+        return -1
+    item = (
+        record[0],
+        floor_ms,
+        <object>plan.plan,
+        <object>plan.version,
+        event.ms,
+        str_of(event.exposure_id),
+        <object>arm,
+        segment_of(reading, plan, event.context, segments) if plan.has_features else "",
+        1 if event.is_comparison else 2 if event.is_default else 0,
+        event.allocation,
+    )
+    groups = <dict>reading.exposures
+    items = PyDict_GetItem(groups, key)
+    if items is NULL:
+        groups[key] = [item]
+    else:
+        (<list>items).append(item)
+    return max(times.maximum_ms, event.ms)
+
+
+cdef struct Times:
+    int64_t maximum_ms
+    int64_t grace_ms
+    int64_t ahead_ms
 
 
 def read_exposures(object reading, records):
     """See ``Kernel.read_exposures``."""
-    cdef dict groups = reading.exposures, plans = reading.definitions.plans
-    cdef int64_t ahead_ms = reading.limits.max_ahead_ms, grace_ms = reading.limits.grace_ms
-    cdef int64_t maximum_ms = reading.maximum_ms, floor_ms, limit_ms
-    cdef Event event
-    cdef Plan* plan
-    cdef Span own
-    cdef tuple record
-    cdef PyObject* arm
-    cdef PyObject* items
-    cdef int group
+    cdef Times times
+    cdef int64_t maximum_ms
+    cdef dict plans = reading.definitions.plans
+    segments: dict = {}
+    times.maximum_ms = reading.maximum_ms
+    times.grace_ms = reading.limits.grace_ms
+    times.ahead_ms = reading.limits.max_ahead_ms
     for i in range(PLANS):
         _plans[i].plan = NULL
-    for each in records:
-        record = <tuple>each  # a named one
-        key, value = record[1], record[2]
-        if type(value) is bytes and type(key) is bytes and not record[4] and take_event(value, &event):
-            own.at = <const uint8_t*>PyBytes_AS_STRING(key)
-            own.size = PyBytes_GET_SIZE(key)
-            floor_ms = maximum_ms - grace_ms
-            limit_ms = <int64_t>record[3] + ahead_ms
-            if same(own, event.unit_id) and floor_ms <= event.ms <= limit_ms:
-                plan = plan_of(event.experiment_id, plans)
-                if plan is not NULL and event.ms >= plan.effective_from_ms and (
-                    plan.counts_test or not event.is_test
-                ):
-                    arm_id = str_of(event.arm_id)
-                    arm = PyDict_GetItem(<object>plan.arms, arm_id) if event.arm_id.size else <PyObject*>arm_id
-                    if arm is not NULL:
-                        maximum_ms = max(maximum_ms, event.ms)
-                        group = 1 if event.is_comparison else 2 if event.is_default else 0
-                        item = (
-                            record[0],
-                            floor_ms,
-                            <object>plan.plan,
-                            <object>plan.version,
-                            event.ms,
-                            str_of(event.exposure_id),
-                            <object>arm,
-                            "",
-                            group,
-                            event.allocation,
-                        )
-                        items = PyDict_GetItem(groups, key)
-                        if items is NULL:
-                            groups[key] = [item]
-                        else:
-                            (<list>items).append(item)
-                        continue
-        reading.maximum_ms = maximum_ms
-        reading.read_exposure(record)
-        maximum_ms = reading.maximum_ms
-    reading.maximum_ms = maximum_ms
+    for record in records:
+        maximum_ms = read_usual(reading, <tuple>record, plans, segments, &times)
+        if maximum_ms == -1:
+            reading.maximum_ms = times.maximum_ms
+            reading.read_exposure(record)
+            maximum_ms = reading.maximum_ms
+        times.maximum_ms = maximum_ms
+    reading.maximum_ms = times.maximum_ms
 
 
 # Exposures
@@ -1247,7 +1302,8 @@ cdef int count_newest(
                 version.cap_micros,
             )
     if credit.is_there:
-        notes.append(gain_note(stub_of_trial(plan.experiment_id, &_trials[chosen], "steering"), conversion, &credit))
+        stub = stub_of_trial(plan.experiment_id, &_trials[chosen], "steering")
+        notes.append(gain_note(stub, conversion, &credit))
     if report.is_there:
         notes.append(gain_note(stub_of_first(plan.experiment_id, &block), conversion, &report))
     if credit.is_there or report.is_there:

@@ -98,6 +98,8 @@ def _accept(
             scope.ledger.count("duplicate")
         elif unit.n_events + len(fresh) >= scope.limits.unit_max_events:
             scope.ledger.refuse_unit(offset, unit.n_events + len(fresh))
+        elif scope.oversize_bytes:
+            scope.ledger.refuse_oversize(offset, scope.oversize_bytes)
         else:
             newest_ms[conversion.conversion_id] = max(known_ms, conversion.timestamp_ms)
             fresh.append(conversion)

@@ -97,6 +97,8 @@ def apply_exposures(raw: bytes | None, items: Sequence[ExposureItem], scope: Sco
             ledger.count("duplicate")
         elif unit.n_events >= scope.limits.unit_max_events:
             ledger.refuse_unit(offset, unit.n_events)
+        elif scope.oversize_bytes:
+            ledger.refuse_oversize(offset, scope.oversize_bytes)
         else:
             n_accepted += 1
             unit.n_events += 1

@@ -86,6 +86,16 @@ class Ledger:
         self.reroutes.append(offset)
         self.count("rerouted")
 
+    def refuse_oversize(self, offset: int, n_bytes: int) -> None:
+        """Reject an event that does not fit into a journal record with what is kept of its unit."""
+        self.reject(
+            offset,
+            "oversize",
+            "$.unit_id",
+            f"with what is kept of its unit the event makes a journal record of {n_bytes} bytes, more than "
+            "journal_max_message_bytes: give units fewer events or shorter ids, or raise it",
+        )
+
     def refuse_unit(self, offset: int, n_events: int) -> None:
         """Reject an event of a unit that has all the events it may have."""
         self.reject(
@@ -135,9 +145,20 @@ class Scope:
         Whether the definitions were read to their end.
     kernel
         Compiled short ways, None for Python alone.
+    oversize_bytes
+        Journal bytes that the batch's one event makes, which are too many; 0 if it was not tried.
     """
 
-    __slots__ = ("definitions", "evict_due_ms", "final", "horizon_ms", "kernel", "ledger", "limits")
+    __slots__ = (
+        "definitions",
+        "evict_due_ms",
+        "final",
+        "horizon_ms",
+        "kernel",
+        "ledger",
+        "limits",
+        "oversize_bytes",
+    )
 
     def __init__(
         self,
@@ -148,6 +169,7 @@ class Scope:
         *,
         final: bool,
         kernel: Kernel | None = None,
+        oversize_bytes: int = 0,
     ) -> None:
         self.definitions = definitions
         self.limits = limits
@@ -156,3 +178,4 @@ class Scope:
         self.evict_due_ms = horizon_ms - limits.grace_ms // 4
         self.final = final
         self.kernel = kernel
+        self.oversize_bytes = oversize_bytes

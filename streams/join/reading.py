@@ -318,9 +318,12 @@ class Reading:
     def _segment(self, plan: ExperimentPlan, version: VersionPlan, event: Exposure) -> str:
         segment, n_other = version.segmenter.segment(event.context)
         if n_other:
-            name = plan.experiment_id
-            self.other_levels[name] = self.other_levels.get(name, 0) + n_other
+            self.count_other(plan.experiment_id, n_other)
         return segment
+
+    def count_other(self, experiment_id: str, n: int) -> None:
+        """Count context features that fell into ``other``."""
+        self.other_levels[experiment_id] = self.other_levels.get(experiment_id, 0) + n
 
     def _admits_named(self, record: SourceRecord, unit: bytes, event: Conversion, experiment_id: str) -> bool:
         """Whether a conversion that names its experiment can be counted by it."""

@@ -51,13 +51,18 @@ __all__ = [
 
 
 class Batch(Struct, frozen=True, kw_only=True):
-    """Consecutive records of one source partition; covers offsets ``[start, next)``."""
+    """Consecutive records of one source partition; covers offsets ``[start, next)``.
+
+    ``oversize_bytes`` is not 0 where the one record in it has been tried and made a journal record of that
+    size, which is more than there may be: its event is refused, unless it is a duplicate.
+    """
 
     topic: str  # "exposures" or "conversions", without prefix
     partition: int
     start: int
     next: int
     records: Sequence[SourceRecord]
+    oversize_bytes: int = 0
 
 
 class HeadView(Protocol):
@@ -159,7 +164,17 @@ def run_step(
     if reading.unknown and not final:
         return _undecided(head, reading.unknown)
     horizon = horizon_ms(head.maxima, limits.grace_ms)
-    scope = Scope(definitions, limits, ledger, horizon, final=final, kernel=kernel)
+    if batch.oversize_bytes:
+        kernel = None
+    scope = Scope(
+        definitions,
+        limits,
+        ledger,
+        horizon,
+        final=final,
+        kernel=kernel,
+        oversize_bytes=batch.oversize_bytes,
+    )
     try:
         units = _apply(batch, reading, scope, load_units)
     except MissingDefinition as missing:

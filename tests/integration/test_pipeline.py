@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from streams.embedded import Broker
+from streams.events import Exposure, encode_event, event_key
 from tests.harness.check import JournalWatch, verify
 from tests.harness.installation import Installation, quick_settings
-from tests.harness.traffic import HOUR_MS, Traffic, experiments
+from tests.harness.traffic import HOUR_MS, Sent, Traffic, experiments
 from tests.harness.workers import WorkerHandle, until
 
 pytestmark = pytest.mark.integration
@@ -120,3 +121,49 @@ async def test_a_standby_takes_over_without_a_full_restore(
         finally:
             first.kill()
             second.kill()
+
+
+async def test_a_unit_that_outgrows_a_journal_record_stops_nothing(
+    broker: Broker, topic_prefix: str, tmp_path: Path
+) -> None:
+    """What does not fit with the rest of its unit is dead-lettered, and everybody else is counted."""
+    settings = quick_settings(
+        broker.bootstrap_servers,
+        topic_prefix,
+        tmp_path,
+        partitions=1,
+        journal_max_message_bytes=1 << 20,
+        batch_max_bytes=1 << 19,
+    )
+    start = start_ms()
+    records = experiments(start)
+
+    def exposure(unit: str, number: int) -> Sent:
+        event = Exposure(
+            exposure_id=f"{number:0256}",
+            experiment_id="revenue",  # a trial for each exposure
+            unit_id=unit,
+            timestamp=start + number,
+            arm_id="a",
+        )
+        return Sent("exposures", 0, event_key(event), encode_event(event))
+
+    async with Installation(settings) as installation, JournalWatch(settings) as watch:
+        await installation.define(records)
+        n_hot = 3_900
+        await installation.produce(exposure("hot", number) for number in range(n_hot))
+        await installation.produce(exposure(f"u{number}", n_hot + number) for number in range(100))
+        worker = WorkerHandle(settings, "w1", tmp_path, roles="join")
+        worker.start()
+        try:
+            await worker.wait_ready()
+            totals = await verify(settings, watch, records)
+            assert await worker.stop() == 0
+        finally:
+            worker.kill()
+    refused = totals["exposures/dead_letter/oversize"]
+    assert 0 < refused < 1_000
+    assert totals["exposures/accepted"] == n_hot + 100 - refused
+    assert {watch.verdicts["exposures", 0, offset].reason for offset in range(n_hot - refused, n_hot)} == {
+        "oversize"
+    }

@@ -50,7 +50,7 @@ class Partition:
         self.next = dict.fromkeys(TOPICS, 0)
         self.other_levels: dict[str, int] = {}
 
-    def feed(self, topic: str, records: Sequence[SourceRecord]) -> StepResult:
+    def feed(self, topic: str, records: Sequence[SourceRecord], *, oversize_bytes: int = 0) -> StepResult:
         """Step one batch, apply it, and check the account."""
         batch = Batch(
             topic=topic,
@@ -58,6 +58,7 @@ class Partition:
             start=self.next[topic],
             next=records[-1].offset + 1 if records else self.next[topic],
             records=records,
+            oversize_bytes=oversize_bytes,
         )
         result = self.step(batch)
         if result.unknown_experiments:

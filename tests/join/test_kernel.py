@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from streams.errors import StateCorrupt
 from streams.events import Conversion, Exposure
-from streams.experiments.definition import Arm, Counting, ExperimentRecord, Reward
+from streams.experiments.definition import Arm, Counting, ExperimentRecord, Feature, Reward
 from streams.join.definitions import Definitions, MissingDefinition
 from streams.join.exposures import apply_all_exposures
 from streams.join.kernel import KERNEL, Kernel
@@ -42,8 +42,12 @@ def definition(name: str, **counting: Any) -> ExperimentRecord:
     )
 
 
-ONE, TWO = "experiment-one", "experiment-two"
-EXPERIMENTS = [definition(ONE), definition(TWO, count_test=True, trial_window="experiment")]
+ONE, TWO, FEATURED = "experiment-one", "experiment-two", "experiment-with-features"
+EXPERIMENTS = [
+    definition(ONE),
+    definition(TWO, count_test=True, trial_window="experiment"),
+    definition(FEATURED, features=(Feature(name="a", levels=("b", "c")), Feature(name="d", levels=("e",)))),
+]
 
 
 def exposure(number: int, ms: int, unit: str = "u", **changes: Any) -> Exposure:
@@ -130,14 +134,24 @@ def read_both_ways(records: list[SourceRecord]) -> None:
             key: [(*item[:2], item[2].experiment_id, item[3].version, *item[4:]) for item in own]
             for key, own in reading.exposures.items()
         }
-        seen.append((items, reading.maximum_ms, reading.unknown, ledger.verdicts, ledger.outcomes))
+        seen.append(
+            (
+                items,
+                reading.maximum_ms,
+                reading.unknown,
+                reading.other_levels,
+                ledger.verdicts,
+                ledger.outcomes,
+            )
+        )
     assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("spelling", range(len(SPELLINGS)))
 def test_exposures_are_read_as_the_decoder_reads_them(spelling: int) -> None:
     full = {"propensity": 0.5, "allocation_version": 3, "context": {"a": "b"}, "reason": "r"}
-    for base in ({}, full):
+    featured = {"experiment_id": FEATURED, "context": {"a": "c", "d": "?", "x": "y"}}
+    for base in ({}, full, featured):
         for change in CHANGES:
             event = {
                 "exposure_id": "x",

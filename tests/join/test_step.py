@@ -166,6 +166,24 @@ def test_a_unit_has_a_bounded_number_of_events(topic: str) -> None:
 
 
 @pytest.mark.parametrize("topic", TOPICS)
+def test_an_event_that_makes_too_large_a_record_is_refused_alone(topic: str) -> None:
+    make = shown if topic == "exposures" else done
+    partition = Partition([experiment()])
+    partition.events(make(0, "n0"))
+    before = dict(partition.units), dict(partition.raw_cells)
+    for name in ("n1", "n0"):  # a duplicate needs no room
+        offset = partition.next[topic]
+        partition.feed(topic, [record(make(1, name), offset)], oversize_bytes=9_000_000)
+    assert [(offset, reason, field) for _, offset, reason, field in verdicts(partition)] == [
+        (1, "oversize", "$.unit_id")
+    ]
+    assert "9000000 bytes" in partition.verdicts[topic, 0, 1].message
+    assert partition.total(f"{topic}/duplicate") == 1
+    assert (partition.units, partition.raw_cells) == before
+    assert partition.head.maxima[topic] == T + 1
+
+
+@pytest.mark.parametrize("topic", TOPICS)
 def test_a_first_event_beyond_the_limit_leaves_no_state(topic: str) -> None:
     partition = Partition([experiment()], msgspec.structs.replace(LIMITS, unit_max_events=0))
     partition.events(shown(0) if topic == "exposures" else done(0))
