@@ -281,10 +281,13 @@ class _WorkerProcess:
 
     @asynccontextmanager
     async def _allocator(self, view: ExperimentsView) -> AsyncIterator[None]:
-        from streams.allocator.service import AllocatorService  # noqa: PLC0415 - a join-only worker needs no scipy
+        from streams.allocator.service import AllocatorService, wall_clock_ms  # noqa: PLC0415 - a join-only worker needs no scipy
+        from streams.proposals.service import Proposer  # noqa: PLC0415
 
         service = AllocatorService(self.settings, view, self.metrics)
         await service.start()
+        proposer = Proposer(self.settings, view, service, self.metrics, now_ms=wall_clock_ms)
+        await proposer.start()
         watch = asyncio.get_running_loop().create_task(service.wait_until_stopped())
         watch.add_done_callback(lambda _: self.end(service.crash_reason))
         try:
@@ -292,6 +295,7 @@ class _WorkerProcess:
         finally:
             try:
                 async with asyncio.timeout(ALLOCATOR_STOP_S):
+                    await proposer.stop()
                     await service.stop()
             except TimeoutError:
                 log.warning("the allocator's clients did not stop within %.1f s", ALLOCATOR_STOP_S)

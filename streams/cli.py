@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "kafka": ("kafka", "Run a real Apache Kafka here, for trying things out."),
     "topics": ("topics", "Create and check the topics."),
     "experiments": ("experiments", "Apply, list and steer experiments."),
+    "proposals": ("proposals", "Propose arms; approve and reject proposals."),
     "results": ("results", "Show what an experiment's counts say."),
     "dead-letters": ("deadletters", "List rejected events, and replay them after a fix."),
     "audit": ("audit", "Compute published allocations again and compare."),

@@ -101,6 +101,38 @@ class RocksDBSettings(BaseModel):
     )
 
 
+class GenerateSettings(BaseModel):
+    """The endpoint that generates proposals for new arms."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str | None = Field(
+        default=None,
+        description="Base URL of an OpenAI-compatible API, e.g. `https://api.example.org/v1`; none: nothing"
+        " is generated.",
+    )
+    api_key: SecretStr | None = Field(default=None, description="Its key, sent as a bearer token.")
+    model: str = Field(default="", max_length=200, description="Name of the model there.")
+    timeout_ms: int = Field(default=30_000, ge=100, le=600_000, description="Longest wait for one answer.")
+    max_attempts: int = Field(
+        default=3, ge=1, le=10, description="Most requests for one answer; the first one is one of them."
+    )
+    max_answer_tokens: int = Field(default=1000, ge=1, le=1_000_000, description="Longest answer.")
+    moderation: Literal["none", "endpoint"] = Field(
+        default="none",
+        description="Who judges generated content: nobody but the people who approve it, or the endpoint's"
+        " `/moderations`.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.url is not None and not re.fullmatch(r"https?://[^\s?#]+", self.url):
+            raise ValueError(f"url {self.url!r} is not the base of an HTTP API; write e.g. https://host/v1")
+        if self.url is not None and not self.model:
+            raise ValueError("url is set but no model; name the model that the endpoint is to use")
+        return self
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Frozen; safe to share between threads and tasks."""
 
@@ -272,6 +304,9 @@ class Settings(BaseSettings):
         description="Experiments with metrics of their own; further ones share the label `other`.",
     )
     rocksdb: RocksDBSettings = Field(default=RocksDBSettings())
+
+    # Proposing
+    generate: GenerateSettings = Field(default=GenerateSettings())
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -7,7 +7,8 @@
     │   ├── BrokerUnavailable      no answer from Kafka, or an error that Kafka calls retriable
     │   ├── DeadlineExceeded       a wait with a deadline ended before what it waited for
     │   ├── Fenced                 another owner claimed the partition: claim again or yield
-    │   └── RevisionConflict       another writer changed the record first: read it and decide again
+    │   ├── RevisionConflict       another writer changed the record first: read it and decide again
+    │   └── EndpointFailed         the endpoint that generates gave no usable answer
     ├── Skip                       one record is bad: count it, dead-letter or report it, go on with the next
     │   ├── EventError             an exposure or conversion; carries the dead letter's reason and the field
     │   └── RecordError            a record of one of our own topics that does not decode
@@ -17,6 +18,7 @@
         ├── DefinitionInvalid      a definition document has problems; carries all of them
         ├── LifecycleError         an experiment cannot do that in its present state
         ├── UnknownExperiment      no such experiment
+        ├── BudgetExhausted        an experiment may not spend more on generating
         └── StateCorrupt           journal, database and source topics contradict each other
 
 A process that ends because of one exits with its ``exit_code`` (the numbers of ``sysexits.h``, so that
@@ -89,6 +91,10 @@ class Fenced(Retry):
 
 class RevisionConflict(Retry):
     """Another writer changed the record between our read and our write."""
+
+
+class EndpointFailed(Retry):
+    """The endpoint that generates gave no usable answer in as many attempts as are allowed."""
 
 
 class Skip(BanditError):
@@ -175,6 +181,12 @@ class LifecycleError(Stop):
 
 class UnknownExperiment(Stop):
     """No experiment has this id."""
+
+    exit_code = 65
+
+
+class BudgetExhausted(Stop):
+    """An experiment may not spend more on generating."""
 
     exit_code = 65
 

@@ -44,6 +44,8 @@ JOURNAL_KINDS = ("claim", "batch", "sweep")
 TRIGGERS = ("interval", "change", "owner")
 ALLOCATION_STATES: tuple[AllocationState, ...] = get_args(AllocationState)
 STAGES = ("step", "journal")
+PROPOSAL_SOURCES = ("factors", "generated")
+PROPOSAL_OUTCOMES = ("proposed", "refused", "failed", "no_budget")
 
 _BATCH_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZE_BUCKETS = (1, 3, 10, 30, 100, 300, 1_000, 2_000, 4_000, 10_000)
@@ -300,6 +302,12 @@ class Metrics(_Registered):
             "allocator_failures_total", "Allocations that could not be computed; the last one stays in force."
         )
 
+        self.proposals_total = self._counter(
+            "proposals_total",
+            "Arms proposed after drops, by source, and attempts that gave none, by why.",
+            ("source", "outcome"),
+        )
+
     def _define_process(self, version: str) -> None:
         self.event_loop_lag_seconds = self._gauge(
             "event_loop_lag_seconds", "How late the event loop ran its last timer."
@@ -323,6 +331,9 @@ class Metrics(_Registered):
             self.journal_records_total.labels(kind=kind)
         for trigger in TRIGGERS:
             self.allocations_published_total.labels(trigger=trigger)
+        for source in PROPOSAL_SOURCES:
+            for outcome in PROPOSAL_OUTCOMES:
+                self.proposals_total.labels(source=source, outcome=outcome)
         for stage in STAGES:
             self.batch_duration_seconds.labels(stage=stage)
 

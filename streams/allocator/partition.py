@@ -112,8 +112,6 @@ class PartitionAllocator:
         self._touched: set[str] = set()  # counts have changed
         self._ended = False
 
-    # --- what the service tells
-
     def suspend(self) -> None:
         """Stop publishing: the group is rebalancing. What was read stays and is followed."""
         self._resumed.clear()
@@ -129,10 +127,12 @@ class PartitionAllocator:
         """Look at these experiments' definitions again."""
         self._dirty.update(filter(self._is_mine, experiment_ids))
 
+    def newest(self, experiment_id: str) -> Published | None:
+        """Return the newest allocation of an experiment of this partition that holds."""
+        return self._log.newest.get(experiment_id)
+
     def _is_mine(self, experiment_id: str) -> bool:
         return partition_of(experiment_id.encode(), self._settings.counts_partitions) == self.partition
-
-    # --- life
 
     async def run(self) -> None:
         """Own the partition until cancelled.

@@ -18,10 +18,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from typing import Any, TypeVar
 
 from streams.allocations import Allocation
 from streams.allocator.compute import Failure, Job, compute
@@ -32,6 +33,7 @@ DIRECT_MAX_ARMS = 100
 CHUNK_MAX_JOBS = 128
 HISTORY_COST = 4  # of an arm whose hours are told apart, against one whose are not
 
+R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 
@@ -87,19 +89,31 @@ class ComputePool:
             return await self._elsewhere(jobs)
         except BrokenProcessPool:
             log.warning("a process that computes allocations was killed; computing %d again", len(jobs))
-            self.close()
             return await self._elsewhere(jobs)
 
-    async def _elsewhere(self, jobs: Sequence[Job]) -> list[Allocation | Failure]:
+    async def run(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Call a function of a module in one of the processes; what it takes and gives is pickled.
+
+        Raises
+        ------
+        BrokenProcessPool
+            If the process is killed.
+        """
         if self._executor is None:
             self._executor = ProcessPoolExecutor(
                 self._max_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_initialise
             )
-        loop = asyncio.get_running_loop()
+        executor = self._executor
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+        except BrokenProcessPool:
+            if self._executor is executor:
+                self.close()  # the next call gets new processes
+            raise
+
+    async def _elsewhere(self, jobs: Sequence[Job]) -> list[Allocation | Failure]:
         chunks = [jobs[start : start + CHUNK_MAX_JOBS] for start in range(0, len(jobs), CHUNK_MAX_JOBS)]
-        parts = await asyncio.gather(
-            *(loop.run_in_executor(self._executor, compute, chunk) for chunk in chunks)
-        )
+        parts = await asyncio.gather(*(self.run(compute, chunk) for chunk in chunks))
         return [result for part in parts for result in part]
 
     def close(self) -> None:

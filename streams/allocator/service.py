@@ -21,6 +21,7 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.errors import KafkaError
 from mode import Service
 
+from streams.allocator.log import Published
 from streams.allocator.partition import HEARTBEAT_INTERVAL_MS, SESSION_TIMEOUT_MS, PartitionAllocator
 from streams.allocator.pool import ComputePool
 from streams.allocator.writer import REQUEST_TIMEOUT_MS
@@ -103,6 +104,18 @@ class AllocatorService(Service):
     def active(self) -> frozenset[int]:
         """Partitions that are claimed and served."""
         return frozenset(partition for partition, owner in self._owned.items() if owner.active)
+
+    @property
+    def pool(self) -> ComputePool:
+        """Processes for heavy maths."""
+        return self._pool
+
+    def newest(self, experiment_id: str) -> Published | None:
+        """Return the newest allocation of an experiment whose partition is claimed by this worker."""
+        for owner in self._owned.values():
+            if owner.active and (found := owner.newest(experiment_id)) is not None:
+                return found
+        return None
 
     def _definitions_changed(self, changes: Mapping[str, ExperimentRecord | None]) -> None:
         for owner in self._owned.values():

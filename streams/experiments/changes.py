@@ -8,9 +8,10 @@ version,
   worker whose view is older than the lead stops. The first version may be dated back by ``effective_from``,
   for replays. While the experiment is a draft nothing was counted, and its one version is replaced instead.
 - Everything else (policy, shares, arms, control, sticky, description, status) holds from the new revision on.
-- Arms never vanish: one that the document no longer names is stopped. An arm's status is changed only by a
-document
-  that states it, so that applying the same document again does not revive an arm stopped meanwhile.
+- Arms never vanish: one that the document no longer names is stopped, unless it came from a proposal, which
+  no document has to know of; that one may also be named without its content. An arm's status is changed only
+  by a document that states it, so that applying the same document again does not revive an arm stopped
+  meanwhile.
 - What an arm shows is what was measured. Other content or levels (another hash) are a new version of the arm
   with an id of its own, ``green@2``, which starts without counts; the version before it is stopped for good.
   A document asks for the same by ``version``, which is how an arm that was dropped returns.
@@ -97,6 +98,7 @@ def apply_definition(
         control=control,
         versions=versions,
         policy=definition.policy,
+        proposing=definition.proposing,
         factors=definition.factors,
         default_arm=default_arm,
         sticky=definition.sticky,
@@ -121,6 +123,7 @@ def _create(definition: Definition, now_ms: int) -> Change:
         control=ids[definition.control],
         versions=(_version(definition, 1, effective_from_ms),),
         policy=definition.policy,
+        proposing=definition.proposing,
         factors=definition.factors,
         default_arm=None if definition.default_arm is None else ids[definition.default_arm],
         sticky=definition.sticky,
@@ -197,7 +200,9 @@ def _merge_arms(definition: Definition, record: ExperimentRecord, problems: Prob
     for arm in record.arms:
         entry = entries.pop(arm.name, None) if newest[arm.name] is arm else None
         if entry is None:
-            merged.append(_stopped(arm))
+            # No document has to know of an arm that came from a proposal.
+            stays = arm.proposal is not None and newest[arm.name] is arm
+            merged.append(arm if stays else _stopped(arm))
             continue
         version = _wanted_version(arm, entry, problems)
         if version == arm.version:
@@ -216,7 +221,8 @@ def _stopped(arm: Arm) -> Arm:
 def _wanted_version(arm: Arm, entry: ArmEntry, problems: Problems) -> int:
     """Version of an arm that a document wants: the newest, or the one after it."""
     path = f"arms.{arm.name}"
-    changed = (entry.content, entry.levels) != (arm.content, arm.levels)
+    shown = arm.content if entry.content is None and arm.proposal is not None else entry.content
+    changed = (shown, entry.levels) != (arm.content, arm.levels)
     version = entry.version or (arm.version + 1 if changed else arm.version)
     if version not in (arm.version, arm.version + 1):
         problems.add(
@@ -273,6 +279,10 @@ def _differences(old: ExperimentRecord, new: ExperimentRecord) -> list[str]:
     lines += [
         f"policy.{name}: {_shown(getattr(old.policy, name))} -> {_shown(getattr(new.policy, name))}"
         for name in _changed_fields(old.policy, new.policy)
+    ]
+    lines += [
+        f"proposals.{name}: {_shown(getattr(old.proposing, name))} -> {_shown(getattr(new.proposing, name))}"
+        for name in _changed_fields(old.proposing, new.proposing)
     ]
     lines += [
         f"{name}: {_shown(getattr(old, name))} -> {_shown(getattr(new, name))}"

@@ -22,6 +22,8 @@ TrialWindow = Literal["hour", "experiment", "exposure"]
 Touch = Literal["last", "first", "all"]
 ExperimentStatus = Literal["draft", "live", "paused", "completed", "archived"]
 Delay = Literal["estimate", "gate", "none"]
+ProposalSource = Literal["factors", "generated"]
+ProposalStatus = Literal["pending", "approved", "rejected"]
 ArmStatus = Literal["pending", "incubating", "active", "stopped", "dropped"]
 
 
@@ -79,6 +81,7 @@ class Arm(Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: ArmStatus = "active"
     levels: dict[str, str] = {}
     content: str | None = None
+    proposal: str | None = None  # id of the proposal that it came from
 
     @property
     def name(self) -> str:
@@ -159,6 +162,48 @@ class Policy(Struct, frozen=True, kw_only=True, omit_defaults=True):
     lifecycle: Lifecycle = Lifecycle()
 
 
+class Proposing(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whether and how new arms are proposed; limits are for the whole life of the experiment."""
+
+    on_drop: bool = False
+    generate: bool = False
+    auto_approve: bool = False
+    max_requests: int = 20
+    max_tokens: int = 100_000
+    instructions: str = ""
+
+
+class Spending(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What generating has cost so far; what was reserved for a request that never ended stays spent."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+class Proposal(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An arm that might be added: a combination of factors (``levels``), or new ``content``.
+
+    Probabilities are of the factor model's mean: of being the best of all combinations, and of being better
+    than ``dropped``, the arm whose place it would take. Of generated content nothing is known.
+    """
+
+    source: ProposalSource
+    arm_id: str = ""
+    proposal_id: str = ""
+    status: ProposalStatus = "pending"
+    dropped: str | None = None
+    on_drop: bool = False  # proposed because it was dropped, not because somebody asked
+    levels: dict[str, str] = {}
+    content: str | None = None
+    rationale: str = ""
+    model: str = ""
+    probability_best: float | None = None
+    probability_better: float | None = None
+    mean: float | None = None
+    created_at_ms: int = 0
+    decided_at_ms: int | None = None
+
+
 class SegmentWinners(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Winners of a completed experiment by segment; segments are those of counting version ``version``."""
 
@@ -182,6 +227,9 @@ class ExperimentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     winner: str | None = None
     ends_at_ms: int | None = None  # when batched least squares may be looked at, once
     segment_winners: SegmentWinners | None = None
+    proposing: Proposing = Proposing()
+    proposals: tuple[Proposal, ...] = ()
+    spending: Spending = Spending()
     created_at_ms: int = 0
     updated_at_ms: int = 0
     description: str = ""

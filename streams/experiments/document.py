@@ -37,7 +37,10 @@ def to_document(record: ExperimentRecord) -> dict[str, Any]:
         document["sticky"] = record.sticky
     if record.ends_at_ms is not None:
         document["ends_at"] = record.ends_at_ms
-    return document | _counting(record.versions[-1]) | _policy(record.policy)
+    document |= _counting(record.versions[-1]) | _policy(record.policy)
+    if proposing := msgspec.to_builtins(record.proposing):
+        document["proposals"] = proposing
+    return document
 
 
 def to_yaml(record: ExperimentRecord) -> str:

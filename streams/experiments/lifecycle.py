@@ -23,7 +23,7 @@ import msgspec
 from streams.allocations import Allocation
 from streams.errors import LifecycleError
 from streams.experiments.arms import ELIGIBLE
-from streams.experiments.definition import Arm, ExperimentRecord, SegmentWinners, name_of
+from streams.experiments.definition import Arm, ExperimentRecord, SegmentWinners, Spending, name_of
 from streams.experiments.reader import IDENTIFIER
 
 
@@ -166,6 +166,8 @@ def clone(record: ExperimentRecord, experiment_id: str, *, now_ms: int) -> Exper
         winner=None,
         ends_at_ms=None,  # it was the old experiment's
         segment_winners=None,
+        proposals=(),
+        spending=Spending(),
         created_at_ms=now_ms,
         updated_at_ms=now_ms,
     )

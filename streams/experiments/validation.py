@@ -34,6 +34,7 @@ from streams.experiments.definition import (
     Lifecycle,
     Policy,
     Prior,
+    Proposing,
     Reward,
     RewardKind,
     Touch,
@@ -45,6 +46,7 @@ from streams.experiments.reader import Problems, Reader, format_duration, load_d
 SEGMENTS_MAX = 1000
 OTHER_LEVEL = "other"
 CELLS_MAX = 2000
+INSTRUCTIONS_MAX_CHARACTERS = 10_000
 
 DocumentStatus = Literal["draft", "live", "paused"]
 
@@ -66,6 +68,7 @@ class Definition(Struct, frozen=True, kw_only=True):
     sticky: Literal["unit", "interval"]
     counting: Counting
     policy: Policy
+    proposing: Proposing
     effective_from_ms: int | None
     ends_at_ms: int | None = None
 
@@ -133,7 +136,8 @@ def _read_definition(document: object, problems: Problems) -> Definition:
     default_arm = read_named_arm(reader, "default_arm", arms, eligible)
     sticky: Literal["unit", "interval"] = reader.choice("sticky", "unit", Literal["unit", "interval"])
     counting = _read_counting(reader)
-    _check_context(policy, counting, len(arms), problems)
+    check_context(policy, counting, len(arms), problems)
+    proposing = _read_proposing(reader.mapping("proposals"))
     effective_from_ms = read_instant(reader, "effective_from")
     ends_at_ms = read_end(reader, effective_from_ms, counting, sticky)
     if isinstance(document, dict):
@@ -150,6 +154,7 @@ def _read_definition(document: object, problems: Problems) -> Definition:
         sticky=sticky,
         counting=counting,
         policy=policy,
+        proposing=proposing,
         effective_from_ms=effective_from_ms,
         ends_at_ms=ends_at_ms,
     )
@@ -244,7 +249,7 @@ def _read_features(reader: Reader) -> tuple[Feature, ...]:
     return tuple(features)
 
 
-def _check_context(policy: Policy, counting: Counting, n_arms: int, problems: Problems) -> None:
+def check_context(policy: Policy, counting: Counting, n_arms: int, problems: Problems) -> None:
     """Note a problem if weights by segment are asked for and cannot be had."""
     if policy.algorithm != "contextual":
         return
@@ -355,6 +360,22 @@ def _read_lifecycle(reader: Reader) -> Lifecycle:
         )
     reader.finish()
     return lifecycle
+
+
+def _read_proposing(reader: Reader) -> Proposing:
+    usual = Proposing()
+    proposing = Proposing(
+        on_drop=reader.flag("on_drop", False),
+        generate=reader.flag("generate", False),
+        auto_approve=reader.flag("auto_approve", False),
+        max_requests=reader.whole("max_requests", usual.max_requests, low=0, high=1_000_000),
+        max_tokens=reader.whole("max_tokens", usual.max_tokens, low=0, high=10**12),
+        instructions=reader.text("instructions", ""),
+    )
+    if len(proposing.instructions) > INSTRUCTIONS_MAX_CHARACTERS:
+        reader.problem("instructions", f"longer than {INSTRUCTIONS_MAX_CHARACTERS} characters; shorten it")
+    reader.finish()
+    return proposing
 
 
 def check_shares(policy: Policy, n_eligible: int, problems: Problems) -> None:

@@ -130,7 +130,8 @@ def test_every_key_of_a_definition_is_in_the_table(monkeypatch: pytest.MonkeyPat
     table = set(
         re.findall(r"^\| `([\w.\[\]]+)` \| [^|]+ \|(?: counting)? \| .+ \|$", EXPERIMENTS, re.MULTILINE)
     )
-    assert table == keys - {"reward", "policy", "policy.prior", "policy.learning", "policy.lifecycle"}
+    upper = {"reward", "policy", "policy.prior", "policy.learning", "policy.lifecycle", "proposals"}
+    assert table == keys - upper
 
 
 def test_what_makes_a_version_is_marked() -> None:
@@ -183,4 +184,5 @@ def test_settings_on_the_page_are_taken(text: str, tmp_path: Path, monkeypatch: 
     path.write_text(text, encoding="utf-8")
     if "SASL" in text:
         monkeypatch.setenv("BANDIT_SECURITY__SASL_PASSWORD", "from the environment")
-    assert load_settings(path).bootstrap_servers in text
+    settings = load_settings(path)
+    assert ("bootstrap_servers" not in text) or settings.bootstrap_servers in text

@@ -1,6 +1,7 @@
 """The store on a real cluster: what is written is read, and of two writers exactly one wins."""
 
 import asyncio
+import pickle
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -11,7 +12,15 @@ from streams.config import Settings
 from streams.embedded import Broker
 from streams.errors import BrokerUnavailable, RevisionConflict, UnknownExperiment
 from streams.experiments import lifecycle
-from streams.experiments.definition import Arm, Counting, ExperimentRecord, Reward, encode_record
+from streams.experiments.definition import (
+    Arm,
+    Counting,
+    ExperimentRecord,
+    Proposal,
+    Reward,
+    decode_record,
+    encode_record,
+)
 from streams.experiments.store import ExperimentStore
 from streams.experiments.view import ExperimentsView
 from streams.topics import create_topics
@@ -57,6 +66,13 @@ async def test_written_records_are_read_by_others(settings: Settings, store: Exp
     async with ExperimentStore(settings) as other:
         assert other.all() == [paused]
         assert other.find("x") is None
+
+
+async def test_what_comes_from_another_process_is_written_as_well(store: ExperimentStore) -> None:
+    made = pickle.loads(pickle.dumps(Proposal(source="factors", levels={"text": "x"})))
+    record = msgspec.structs.replace(RECORD, proposals=(made,))
+    assert encode_record(record) != encode_record(decode_record("e", encode_record(record)))
+    assert await store.write(record) == record
 
 
 async def test_a_stale_revision_is_refused(settings: Settings, store: ExperimentStore) -> None:

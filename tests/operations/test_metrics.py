@@ -52,7 +52,7 @@ def test_names_follow_the_rules(info: MetricInfo) -> None:
     assert documentation.endswith(".")
     allowed = {
         "topic", "outcome", "reason", "partition", "stage", "kind", "state", "trigger",
-        "experiment", "arm", "version",
+        "experiment", "arm", "version", "source",
     }  # fmt: skip
     assert set(labels) <= allowed
 

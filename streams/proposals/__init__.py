@@ -1,0 +1,1 @@
+"""Proposing new arms: from the factor model, and from an endpoint that generates text."""
