@@ -248,6 +248,7 @@ class _WorkerProcess:
             options=StoreOptions(
                 block_cache_bytes=settings.rocksdb.block_cache_bytes,
                 write_buffer_bytes=settings.rocksdb.write_buffer_bytes,
+                unit_cache_bytes=settings.unit_cache_bytes,
             ),
             verify_deadline_s=VERIFY_DEADLINE_S,
             recovery_deadline_s=settings.recovery_deadline_ms / 1000,

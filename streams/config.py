@@ -213,6 +213,11 @@ class Settings(BaseSettings):
         description="Use the compiled kernel of the join, where it was built; the counts are the same "
         "without it, and take about four times as long.",
     )
+    unit_cache_bytes: int = Field(
+        default=128 * MIB,
+        ge=0,
+        description="Memory for the units that were changed last, in all partitions of the process; 0: none.",
+    )
     sweep_interval_ms: int = Field(
         default=HOUR_MS,
         ge=1000,

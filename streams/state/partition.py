@@ -12,7 +12,8 @@ Every journal record is one WriteBatch with the new head in it. RocksDB applies 
 all, also after ``kill -9``; after a power failure it comes back with some earlier prefix of its batches. Both
 are prefixes of the journal, so the rest is replayed. Hence no fsync: the journal is the durable copy.
 
-One block cache is shared by all partitions (:class:`streams.state.store.StoreOptions`).
+One block cache is shared by all partitions (:class:`streams.state.store.StoreOptions`), and so are the bytes
+for the units that were changed last (:mod:`streams.state.unit_cache`).
 
 Cost: apply is one decode and one WriteBatch, O(entries of the record); reads are multi-gets; an open after an
 unclean end reads everything once to find damage, O(database).
@@ -42,6 +43,7 @@ from streams.state.journal import (
 )
 from streams.state.replay import Ignored, ignored_because, next_head
 from streams.state.store import Store, StoreOptions
+from streams.state.unit_cache import UnitCache
 
 __all__ = ["Applied", "Divergence", "Kind", "Partition", "PendingVerdicts", "StoreOptions"]
 
@@ -114,6 +116,7 @@ class Partition:
 
     def __init__(self, store: Store, *, name: str, on_reset: Callable[[str], None] | None) -> None:
         self._store = store
+        self._cache = UnitCache(store.options.unit_cache)
         self._on_reset = on_reset
         self.name = name
         self.head = Head()
@@ -218,13 +221,16 @@ class Partition:
 
     def close(self) -> None:
         """Close the database and give its lock back; again is harmless."""
+        self._cache.clear()
         self._store.close()
 
     # Reads
 
     def get_units(self, unit_ids: Sequence[bytes]) -> Sequence[bytes | None]:
         """States of units, None for the unknown, in the order asked for."""
-        return self._store.get([UNIT + unit_id for unit_id in unit_ids])
+        return self._cache.get(
+            unit_ids, lambda missing: self._store.get([UNIT + unit_id for unit_id in missing])
+        )
 
     def estimated_entries(self) -> int:
         """Return the number of entries as RocksDB estimates it; O(1)."""
@@ -307,7 +313,17 @@ class Partition:
             batch[LOCAL_KEY] = msgspec.msgpack.encode(local)
         self._store.write(batch)
         self.head, self._local = after, local
+        if reason is None:
+            self._remember(record)
         return Applied(accepted=reason is None, kind=_kind(record), reason=reason)
+
+    def _remember(self, record: Record | None) -> None:
+        """Bring the unit cache up to what was written."""
+        if isinstance(record, BatchRecord):
+            self._cache.put(record.units)
+        elif isinstance(record, SweepRecord) and record.changed:
+            changed = record.changed.items()
+            self._cache.put({key[1:]: value for key, value in changed if key.startswith(UNIT)})
 
     def _beginning(self, offset: int, record: Record | None) -> tuple[Head, _Local]:
         local = msgspec.structs.replace(self._local, base=offset)
@@ -414,6 +430,7 @@ class Partition:
         """Set the database aside (a bounded number is kept) and go on with an empty one."""
         known = self.known_journal_id
         is_cut = reason in ("truncated", "recreated") or self.must_outrank
+        self._cache.clear()
         self._store.set_aside(reason, detail=f"{self.name} at journal offset {self.head.journal_offset}")
         self._store.open()
         self.head, self._local = Head(), _Local(known_journal_id=known, is_cut=is_cut)

@@ -8,7 +8,8 @@ What it adds to rocksdict:
 - a mark of a clean end beside the folder; without it the next open reads everything once;
 - setting a folder aside under a new name, the newest few of which are kept.
 
-Memory: ``block_cache_bytes`` for the process, ``write_buffer_bytes`` times up to three for each partition.
+Memory: ``block_cache_bytes`` and ``unit_cache_bytes`` for the process, ``write_buffer_bytes`` times up to
+three for each partition.
 """
 
 import logging
@@ -24,6 +25,7 @@ from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdic
 
 from streams.errors import BanditError
 from streams.state.errors import StoreCorrupt, StoreLocked, StoreUnavailable
+from streams.state.unit_cache import CacheBudget
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class StoreOptions:
         Size of one memtable of one partition; up to three exist at a time.
     set_aside_keep
         Folders set aside that are kept per partition; older ones are deleted.
+    unit_cache_bytes
+        For the unit caches of all partitions together; 0 for none.
     """
 
     def __init__(
@@ -52,12 +56,14 @@ class StoreOptions:
         block_cache_bytes: int = 64 * 2**20,
         write_buffer_bytes: int = 16 * 2**20,
         set_aside_keep: int = 2,
+        unit_cache_bytes: int = 128 * 2**20,
     ) -> None:
         if min(block_cache_bytes, write_buffer_bytes, set_aside_keep) < 0:
             raise ValueError("block_cache_bytes, write_buffer_bytes and set_aside_keep must not be negative")
         self.write_buffer_bytes = write_buffer_bytes
         self.set_aside_keep = set_aside_keep
         self.cache = Cache(block_cache_bytes)
+        self.unit_cache = CacheBudget(unit_cache_bytes)
 
     def rocksdb(self) -> Options:
         """Options for one database."""
@@ -80,7 +86,7 @@ class Store:
 
     def __init__(self, path: Path, options: StoreOptions) -> None:
         self.path = path
-        self._options = options
+        self.options = options
         self._db: Rdict | None = None
         self._clean_mark = path.with_name(f"{path.name}.clean")
 
@@ -100,7 +106,7 @@ class Store:
         existed = (self.path / "CURRENT").exists()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = Rdict(str(self.path), self._options.rocksdb())
+            self._db = Rdict(str(self.path), self.options.rocksdb())
         except Exception as error:
             raise self._failure(error) from error
         clean = self._clean_mark.exists()
@@ -215,6 +221,6 @@ class Store:
         self.path.rename(target)
         log.warning("%s: state set aside as %s (%s): %s", self.path, target.name, reason, detail)
         aside = sorted(self.path.parent.glob(f"{self.path.name}.set-aside-*"))
-        for old in aside[: max(0, len(aside) - self._options.set_aside_keep)]:
+        for old in aside[: max(0, len(aside) - self.options.set_aside_keep)]:
             shutil.rmtree(old, ignore_errors=True)
         return target
