@@ -12,6 +12,7 @@ UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 STAMP := .venv/.installed
 READY := .venv/.kernel
+MABWISER := build/mabwiser/.installed
 
 # --no-deps: the lock names everything; left to resolve, pip takes the newest `coverage[toml]` that a package asks
 # for instead of the locked one, and then refuses it because it has no hash. `pip check` sees what is missing.
@@ -46,8 +47,21 @@ $(READY): $(STAMP) streams/join/_kernel.pyx hatch_build.py
 demo: $(READY) ## the product on real input: make demo ARGS="--part replay"
 	$(BIN)/bandit-streams demo $(ARGS)
 
-league: $(READY) ## policies over scenarios, the tables of docs/statistics.md: make league ARGS="--runs 20"
-	$(BIN)/python bench/league.py $(ARGS)
+# In an environment of its own: it brings pandas and scikit-learn, and versions of NumPy that are not ours.
+$(MABWISER): bench/requirements.lock
+	rm -rf $(@D)
+ifneq ($(UV),)
+	$(UV) venv --quiet --python $(PYTHON) $(@D)
+	$(UV) pip install --quiet --python $(@D)/bin/python --require-hashes -r bench/requirements.lock
+else
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install $(LOCKED) -r bench/requirements.lock
+	$(@D)/bin/python -m pip check
+endif
+	touch $@
+
+league: $(READY) $(MABWISER) ## policies over scenarios, the tables of docs/statistics.md: make league ARGS="--runs 20"
+	$(BIN)/python -m bench.league $(ARGS)
 
 bench: $(READY) ## the join beside other engines: make bench ARGS="--exposures 100000 --contestants aiokafka,bandit-streams"
 	$(BIN)/python -m bench $(ARGS)
@@ -97,6 +111,7 @@ lock: $(STAMP) ## re-make the lock files and the list of Kafka jars (needs uv)
 	@test -n "$(UV)" || { echo "make lock: needs uv; the other targets do not" >&2; exit 1; }
 	$(COMPILE) --all-extras --upgrade pyproject.toml -o requirements.lock
 	$(COMPILE) --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
+	$(COMPILE) --upgrade bench/requirements.in -o bench/requirements.lock
 	printf 'build\nhatchling\neditables\nCython\nsetuptools\n' | $(COMPILE) --constraint requirements.lock - -o deploy/build.lock
 	$(BIN)/python -c "from streams.embedded.jars import pin; pin()"
 

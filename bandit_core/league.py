@@ -1,38 +1,53 @@
-"""The league: policies over scenarios, with what they earn and what reports would have claimed.
+"""The league: what policies earn in a scenario, and what reports would have claimed.
 
-For each policy and scenario: regret, share of the best arm, starved arms; and from daily looks with
-confidence sequences: false winners (a claim that A beats B when it does not) and coverage (the true effect
-inside all intervals at all looks). :func:`reward_benchmark` is the one-decision-at-a-time benchmark of
-bandit libraries, for comparison with published figures.
+For each run: regret, share of the best arm, starved arms; and from daily looks with confidence sequences: a
+false winner (a claim that A beats B when it does not), coverage (the true effect inside all intervals at
+all looks) and when the best arm was named. :func:`figures_of` has these per run, :func:`joined` puts the
+figures of several simulations together, :func:`summary` gives means with standard errors. Planning reads
+days to a claim from the same figures, and for comparison from batched least squares at a fixed end.
+
+Runs come in chunks with a generator each (:func:`chunk_key`), so that the figures of a seed do not depend on
+how many processes computed them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bandit_core.inference.batched import batched_ols
 from bandit_core.inference.sequences import difference_sequence
-from bandit_core.policies.base import Policy
-from bandit_core.simulator import Scenario, Simulation, simulate
+from bandit_core.simulator import Simulation
 
 __all__ = [
-    "BenchmarkResult",
+    "CHUNK_RUNS",
     "Claims",
     "Detection",
+    "Estimate",
+    "Figures",
     "LeagueRow",
-    "benchmark_environments",
+    "chunk_key",
     "claims",
-    "days_to_detect",
-    "league",
-    "reward_benchmark",
+    "detection",
+    "figures_of",
+    "fixed_end",
+    "joined",
+    "mean_of",
+    "summary",
 ]
 
 Array = NDArray[np.float64]
 
-BENCHMARK_POLICIES = ("thompson", "epsilon_greedy", "ucb1")
+CHUNK_RUNS = 20
+PERIODS_PER_DAY = 24
+
+
+def chunk_key(seed: int, scenario: str, policy: str, chunk: int) -> list[int]:
+    """Key of the generator of one chunk of runs: adding a scenario, a policy or runs changes no other."""
+    return [seed, *scenario.encode(), 0, *policy.encode(), 0, chunk]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +61,7 @@ class Claims:
     covered : ndarray of bool
         Every pair's interval held its true weighted effect at every look.
     winner_period : ndarray
-        First look at which the best arm was rightly called better than every other; inf if never.
+        First look at which the best arm was rightly called better than every other live one; inf if never.
     """
 
     false_winner: NDArray[np.bool_]
@@ -55,36 +70,70 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over runs and its standard error; NaN where there is nothing to average."""
+
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Figures:
+    """Figures of each run, (n_runs,), and the course of all of them, (n_periods, n_runs).
+
+    Attributes
+    ----------
+    regret, best_share, starved : ndarray
+    false_winner, covered : ndarray
+        0 or 1; NaN where nothing was claimed.
+    winner_period : ndarray
+    best_by_period, lost_by_period : ndarray, shape (n_periods, n_runs)
+        Share of the best arm and successes lost.
+    """
+
+    regret: Array
+    best_share: Array
+    starved: Array
+    false_winner: Array
+    covered: Array
+    winner_period: Array
+    best_by_period: Array
+    lost_by_period: Array
+
+
+@dataclass(frozen=True, slots=True)
 class LeagueRow:
-    """One policy in one scenario; means over runs, with the standard error of the regret.
+    """One policy in one scenario.
 
     Attributes
     ----------
     scenario, policy : str
-    regret, regret_error : float
+    runs : int
+    regret : Estimate
         Successes lost against always the best.
-    best_share : float
+    best_share : Estimate
         Of all traffic.
-    starved : float
+    starved : Estimate
         Arms with under half a percent of the traffic.
-    false_winners, coverage : float
+    false_winners, coverage : Estimate
         Shares of runs.
     """
 
     scenario: str
     policy: str
-    regret: float
-    regret_error: float
-    best_share: float
-    starved: float
-    false_winners: float
-    coverage: float
+    runs: int
+    regret: Estimate
+    best_share: Estimate
+    starved: Estimate
+    false_winners: Estimate
+    coverage: Estimate
 
 
 def claims(simulation: Simulation, *, look_periods: int = 24, alpha: float = 0.05) -> Claims:
     """Look at a simulated experiment as a report would: pairwise, simultaneous, at every look.
 
-    With delays a period is reported when its conversion window is over.
+    With delays a period is reported when its conversion window is over. Nothing is claimed where weights
+    differed by segment.
 
     Parameters
     ----------
@@ -93,15 +142,20 @@ def claims(simulation: Simulation, *, look_periods: int = 24, alpha: float = 0.0
     alpha : float
     """
     scenario = simulation.scenario
-    rates = scenario.rates
-    wait = scenario.window_periods if scenario.mean_delay_periods is not None else 0
+    n_runs, n_arms = simulation.trials.shape[1:]
+    if simulation.by_segment:
+        nothing = np.zeros(n_runs, dtype=bool)
+        return Claims(nothing, ~nothing, np.full(n_runs, np.inf))
+    # Where lower is better, the sign of every effect turns.
+    sign = -1.0 if simulation.lower_is_better else 1.0
+    rates = sign * scenario.rates
+    wait, live = simulation.wait_periods, simulation.live
     looks = np.arange(look_periods - 1, scenario.n_periods, look_periods) - wait
     looks = looks[looks >= 0]
-    n_runs, n_arms = simulation.trials.shape[1:]
     pairs = [(a, b) for a in range(n_arms) for b in range(a + 1, n_arms)]
     false = np.zeros(n_runs, dtype=bool)
     covered = np.ones(n_runs, dtype=bool)
-    best = int(np.argmax(rates.mean(axis=0)))
+    best = scenario.best_arm(lower_is_better=simulation.lower_is_better)
     beaten = np.ones((len(looks), n_runs), dtype=bool)
     for a, b in pairs:
         n_a, n_b = simulation.trials[:, :, a], simulation.trials[:, :, b]
@@ -113,191 +167,147 @@ def claims(simulation: Simulation, *, look_periods: int = 24, alpha: float = 0.0
         effect = np.add.accumulate(weight * (rates[:, a] - rates[:, b])[:, None], axis=0)
         truth = np.divide(effect, total, out=np.zeros_like(effect), where=total > 0)[looks]
         low, high = got.low[looks], got.high[looks]
+        if simulation.lower_is_better:
+            low, high = -high, -low
         covered &= ((low <= truth) & (truth <= high)).all(axis=0)
         tiny = 1e-12
         false |= (((low > 0) & (truth <= tiny)) | ((high < 0) & (truth >= -tiny))).any(axis=0)
         if best in (a, b):
-            beaten &= (low > 0) if best == a else (high < 0)
+            gone = False if live is None else ~live[looks + wait][:, :, b if best == a else a]
+            beaten &= ((low > 0) if best == a else (high < 0)) | gone
+    if live is not None:
+        beaten &= live[looks + wait][:, :, best]
     first = np.where(
         beaten.any(axis=0), (looks[np.argmax(beaten, axis=0)] + wait + 1) if len(looks) else 0, np.inf
     )
     return Claims(false, covered, np.asarray(first, dtype=np.float64))
 
 
-def league(
-    scenarios: Sequence[Scenario], policies: Sequence[Policy], *, n_runs: int, seed: int
-) -> tuple[LeagueRow, ...]:
-    """Run every policy in every scenario.
+def figures_of(simulation: Simulation, *, look_periods: int = PERIODS_PER_DAY) -> Figures:
+    """Figures of every run of a simulation, with reports looked at every ``look_periods``."""
+    said = claims(simulation, look_periods=look_periods)
+    unknown = np.full(len(said.covered), np.nan)
+    return Figures(
+        regret=simulation.regret(),
+        best_share=simulation.best_arm_share(),
+        starved=simulation.starved(),
+        false_winner=unknown if simulation.by_segment else said.false_winner.astype(np.float64),
+        covered=unknown if simulation.by_segment else said.covered.astype(np.float64),
+        winner_period=said.winner_period,
+        best_by_period=simulation.best_units / simulation.trials.sum(axis=2),
+        lost_by_period=simulation.lost,
+    )
 
-    Parameters
-    ----------
-    scenarios, policies : sequence
-    n_runs : int
-    seed : int
-        Each pair gets its own stream, so that adding one changes none of the others.
-    """
-    rows = []
-    for scenario in scenarios:
-        for policy in policies:
-            key = [seed, *scenario.name.encode(), 0, *policy.name.encode()]
-            pending = "estimated" if scenario.mean_delay_periods is not None else "known"
-            got = simulate(
-                scenario, policy, n_runs=n_runs, rng=np.random.default_rng(key), pending_as=pending
-            )
-            said = claims(got)
-            regret = got.regret()
-            rows.append(
-                LeagueRow(
-                    scenario.name,
-                    policy.name,
-                    float(regret.mean()),
-                    float(regret.std(ddof=1) / np.sqrt(n_runs)) if n_runs > 1 else float("nan"),
-                    float(got.best_arm_share().mean()),
-                    float(got.starved().mean()),
-                    float(said.false_winner.mean()),
-                    float(said.covered.mean()),
-                )
-            )
-    return tuple(rows)
+
+def joined(parts: Sequence[Figures]) -> Figures:
+    """Put the figures of chunks together, in their order."""
+    return Figures(
+        **{f.name: np.concatenate([getattr(p, f.name) for p in parts], axis=-1) for f in fields(Figures)}
+    )
+
+
+def mean_of(values: Array) -> Estimate:
+    """Mean and standard error of (n_runs,) values; of one value the error is not known (NaN)."""
+    n = len(values)
+    error = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return Estimate(float(values.mean()), error)
+
+
+def summary(figures: Figures, *, scenario: str, policy: str) -> LeagueRow:
+    """Means over runs."""
+    return LeagueRow(
+        scenario,
+        policy,
+        len(figures.regret),
+        mean_of(figures.regret),
+        mean_of(figures.best_share),
+        mean_of(figures.starved),
+        mean_of(figures.false_winner),
+        mean_of(figures.covered),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """When an effect would be found, in days; by simulation.
+    """When an effect would be found, in days; by simulation. inf: not within the simulated time.
 
     Attributes
     ----------
-    median_days, high_days : float
-        Half, and nine in ten, of the runs have named the best arm by then; inf if they have not by the end.
+    days : float
+        So many days name the best arm in at least the wanted share of runs.
+    low, high : float
+        95% interval of ``days``, from the number of runs.
+    median : float
+        Half of the runs have named it by then.
     detected : float
         Share of runs that name it before the end.
-    false_winners : float
     """
 
-    median_days: float
-    high_days: float
+    days: float
+    low: float
+    high: float
+    median: float
     detected: float
-    false_winners: float
 
 
-def days_to_detect(
-    scenario: Scenario,
-    policy: Policy,
-    *,
-    n_runs: int,
-    rng: np.random.Generator,
-    alpha: float = 0.05,
-    periods_per_day: int = 24,
-) -> Detection:
-    """Plan an experiment: how long until reports name the best arm.
+def detection(days: Array, power: float) -> Detection:
+    """Summarise the day on which each run named the best arm, (n_runs,); inf if it never did.
+
+    Quantiles are order statistics, because some of them may be infinite; the interval is that of a
+    binomial's normal approximation around their rank.
+    """
+    n = len(days)
+    ordered = np.append(np.sort(days), np.inf)
+
+    def at(rank: float) -> float:
+        return float(ordered[int(min(max(np.ceil(rank), 1), n + 1)) - 1])
+
+    half = 1.96 * np.sqrt(n * power * (1.0 - power))
+    found = np.isfinite(days).mean()
+    return Detection(at(n * power), at(n * power - half), at(n * power + half + 1), at(n * 0.5), float(found))
+
+
+def fixed_end(simulation: Simulation, *, alpha: float = 0.05) -> NDArray[np.bool_]:
+    """Tell for each possible end, in whole days, whether batched least squares names the best arm there.
+
+    One look at an end fixed beforehand, batches of a day, Bonferroni over all pairs of arms, because the
+    best one is chosen after looking. With delays a day counts when its conversion window is over.
 
     Parameters
     ----------
-    scenario : Scenario
-        With the effect that is hoped for, and as many periods as one is ready to wait.
-    policy : Policy
-    n_runs : int
-    rng : numpy.random.Generator
+    simulation : Simulation
     alpha : float
-    periods_per_day : int
-        Looks are daily.
+
+    Returns
+    -------
+    ndarray of bool, shape (n_days, n_runs)
     """
-    pending = "estimated" if scenario.mean_delay_periods is not None else "known"
-    got = simulate(scenario, policy, n_runs=n_runs, rng=rng, pending_as=pending)
-    said = claims(got, look_periods=periods_per_day, alpha=alpha)
-    days = np.sort(said.winner_period / periods_per_day)
-    # Order statistics, not interpolation: some of them may be infinite.
-    median, high = (float(days[min(int(np.ceil(q * n_runs)) - 1, n_runs - 1)]) for q in (0.5, 0.9))
-    return Detection(median, high, float(np.isfinite(days).mean()), float(said.false_winner.mean()))
-
-
-@dataclass(frozen=True, slots=True)
-class BenchmarkResult:
-    """One-decision-at-a-time benchmark; means over seeds with standard errors.
-
-    Attributes
-    ----------
-    policy : str
-    regret, regret_error : float
-        Mean over environments of the expected regret.
-    convergence, convergence_error : float
-        Median over environments of the first round ``t >= 100`` with at least 80% best in the trailing 100.
-    """
-
-    policy: str
-    regret: float
-    regret_error: float
-    convergence: float
-    convergence_error: float
-
-
-def benchmark_environments(seed: int) -> Array:
-    """Rates of 20 environments: 4 arms U(0.03, 0.40), a winner at the largest + U(0.15, 0.30), 3 decimals."""
-    rng = np.random.default_rng(seed)
-    environments = np.empty((20, 4))
-    for row in environments:
-        rates = rng.uniform(0.03, 0.40, 4)
-        winner = int(rng.integers(0, 4))
-        rates[winner] = rates.max() + rng.uniform(0.15, 0.30)
-        row[:] = np.round(rates, 3)
-    return environments
-
-
-def reward_benchmark(
-    policy: str, *, seeds: Sequence[int], n_rounds: int = 2000, exploration: float = 0.1
-) -> BenchmarkResult:
-    """Run the benchmark of small bandit libraries: one unit a round, an update after each.
-
-    Parameters
-    ----------
-    policy : {"thompson", "epsilon_greedy", "ucb1"}
-        Textbook forms: one Beta draw an arm; exploration over *all* arms; untried arms first.
-    seeds : sequence of int
-        Each makes its own 20 environments.
-    n_rounds : int
-    exploration : float
-        Of epsilon-greedy.
-    """
-    if policy not in BENCHMARK_POLICIES:
-        raise ValueError(f"policy: {policy!r} is not one of {', '.join(BENCHMARK_POLICIES)}")
-    rates = np.concatenate([benchmark_environments(seed) for seed in seeds])
-    rng = np.random.default_rng([len(seeds), *seeds])
-    n_envs, n_arms = rates.shape
-    row = np.arange(n_envs)
-    best = rates.argmax(axis=1)
-    trials, successes = np.zeros((n_envs, n_arms)), np.zeros((n_envs, n_arms))
-    regret = np.zeros(n_envs)
-    hits = np.zeros((n_rounds, n_envs), dtype=bool)
-    for t in range(n_rounds):
-        arm = _textbook_choice(policy, trials, successes, t, exploration, rng)
-        reward = rng.random(n_envs) < rates[row, arm]
-        trials[row, arm] += 1.0
-        successes[row, arm] += reward
-        hits[t] = arm == best
-        regret += rates[row, best] - rates[row, arm]
-    cumulative = np.add.accumulate(hits, axis=0, dtype=np.int64)
-    trailing = cumulative[100:] - cumulative[:-100]
-    good = np.concatenate([cumulative[99:100], trailing]) >= 80
-    # Counting rounds from 1: the first entry is the state after 100 rounds.
-    when = np.where(good.any(axis=0), good.argmax(axis=0) + 100, n_rounds).reshape(len(seeds), -1)
-    medians, means = np.median(when, axis=1), regret.reshape(len(seeds), -1).mean(axis=1)
-    root = np.sqrt(len(seeds))
-    spread = [float(x.std(ddof=1) / root) if len(seeds) > 1 else float("nan") for x in (means, medians)]
-    return BenchmarkResult(policy, float(means.mean()), spread[0], float(medians.mean()), spread[1])
-
-
-def _textbook_choice(
-    policy: str, trials: Array, successes: Array, t: int, exploration: float, rng: np.random.Generator
-) -> NDArray[np.intp]:
-    n_envs, n_arms = trials.shape
-    if policy == "thompson":
-        return np.asarray(rng.beta(1.0 + successes, 1.0 + trials - successes).argmax(axis=1))
-    mean = successes / np.maximum(trials, 1.0)
-    if policy == "epsilon_greedy":
-        # Ties are broken at random, by a number too small to reorder anything else.
-        greedy = (mean + 1e-9 * rng.random((n_envs, n_arms))).argmax(axis=1)
-        explored = rng.integers(0, n_arms, n_envs)
-        return np.where(rng.random(n_envs) < exploration, explored, greedy)
-    if t < n_arms:
-        return np.full(n_envs, t)
-    return np.asarray((mean + np.sqrt(2.0 * np.log(t) / trials)).argmax(axis=1))
+    scenario = simulation.scenario
+    n_days = scenario.n_periods // PERIODS_PER_DAY
+    n_runs, n_arms = simulation.trials.shape[1:]
+    days = (n_days, PERIODS_PER_DAY, n_runs, n_arms)
+    end = n_days * PERIODS_PER_DAY
+    trials = simulation.trials[:end].reshape(days).sum(axis=1)
+    successes = simulation.successes[:end].reshape(days).sum(axis=1)
+    wait = simulation.wait_periods
+    skipped = -(-wait // PERIODS_PER_DAY)
+    best = scenario.best_arm(lower_is_better=simulation.lower_is_better)
+    named = np.zeros((n_days, n_runs), dtype=bool)
+    for day in range(skipped, n_days):
+        seen = slice(0, day - skipped + 1)
+        beaten = np.ones(n_runs, dtype=bool)
+        for arm in range(n_arms):
+            if arm == best:
+                continue
+            got = batched_ols(
+                trials[seen, :, best],
+                successes[seen, :, best],
+                trials[seen, :, arm],
+                successes[seen, :, arm],
+                period=day,
+                end_period=day,
+                alpha=alpha / (n_arms * (n_arms - 1) / 2),
+            )
+            beaten &= got.high < 0.0 if simulation.lower_is_better else got.low > 0.0
+        named[day] = beaten
+    return named

@@ -2,29 +2,63 @@
 
 What: a :class:`Scenario` holds true rates by period and arm, traffic, delays and when arms start;
 :func:`simulate` runs it under a policy with hourly batches as the product does (counts -> posterior ->
-policy -> floors -> weights), vectorised over runs. Everything comes from one generator, so a seed gives the
-same run on every call.
+policy -> floors -> weights), vectorised over runs. Where the scenario has segments, contextual policies
+weigh each by itself and the others see all together. Everything comes from one generator, so a seed gives
+the same run on every call.
 
 Cost: O(n_periods * n_runs * n_arms), with delay times the lags; 168 periods, 200 runs, 4 arms and Thompson
-take some seconds.
+take some seconds. A contextual policy fits a model for each run and period: some 20 ms each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bandit_core.contextual import Design, Feature, fit
 from bandit_core.delay import DelayGrid, DelaySettings, estimate_delay
 from bandit_core.policies.base import Policy, gather
+from bandit_core.policies.contextual import Contextual
 from bandit_core.posteriors.beta import BetaPosterior, BetaPrior
 
-__all__ = ["PENDING_AS", "Scenario", "Simulation", "simulate"]
+__all__ = ["PENDING_AS", "Scenario", "Segments", "Simulation", "simulate", "units_of_best", "units_of_loss"]
 
 Array = NDArray[np.float64]
 
 PENDING_AS = ("known", "failure", "estimated", "gate")
+
+N_DRAWS = 1000  # of a contextual fit, as many as the allocator takes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segments:
+    """Kinds of units whose rates differ.
+
+    Parameters
+    ----------
+    features : tuple of Feature
+        Of the context; the segments are their product, in order.
+    factors : tuple of Feature
+        Of the arms, if these are a product; may be empty.
+    shares : ndarray, shape (n_segments,)
+        Of the traffic; sum to 1.
+    rates : ndarray, shape (n_segments, n_arms)
+    """
+
+    features: tuple[Feature, ...]
+    factors: tuple[Feature, ...]
+    shares: Array
+    rates: Array
+
+    def design(self) -> Design:
+        """Every feature interacts with every factor, or with the arms themselves where there are none."""
+        n_arms = self.rates.shape[1]
+        factors = self.factors or (Feature("the arm", tuple(str(arm) for arm in range(n_arms))),)
+        pairs = tuple((feature.name, factor.name) for feature in self.features for factor in factors)
+        return Design(self.features, factors, interactions=pairs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +69,7 @@ class Scenario:
     ----------
     name : str
     rates : ndarray, shape (n_periods, n_arms)
-        Chance of (eventual) success of a trial by period of its exposure.
+        Chance of (eventual) success of a trial by period of its exposure; over all segments.
     units_per_period : int
     mean_delay_periods : tuple of float, optional
         Mean of each arm's exponential delay; None: successes are known at once.
@@ -45,6 +79,8 @@ class Scenario:
         First period of each arm; default all 0.
     incubation_periods : int
         For so long a new arm gets exactly 1/n.
+    segments : Segments, optional
+        Not together with delays or starts.
     """
 
     name: str
@@ -54,6 +90,7 @@ class Scenario:
     window_periods: int = 72
     starts: tuple[int, ...] | None = None
     incubation_periods: int = 0
+    segments: Segments | None = None
 
     def __post_init__(self) -> None:
         if self.rates.ndim != 2 or (self.rates < 0.0).any() or (self.rates > 1.0).any():
@@ -63,6 +100,8 @@ class Scenario:
                 raise ValueError(f"{name}: {len(values)} values for {self.rates.shape[1]} arms")
         if self.units_per_period < 1:
             raise ValueError(f"units_per_period: {self.units_per_period!r} must be at least 1")
+        if self.segments is not None and (self.mean_delay_periods or self.starts):
+            raise ValueError("segments: not together with delays or starts of arms")
 
     @property
     def n_periods(self) -> int:
@@ -73,6 +112,17 @@ class Scenario:
     def n_arms(self) -> int:
         """Number of arms."""
         return int(self.rates.shape[1])
+
+    def started(self) -> NDArray[np.bool_]:
+        """Which arms exist in which period, (n_periods, n_arms)."""
+        starts = np.zeros(self.n_arms) if self.starts is None else np.array(self.starts)
+        there: NDArray[np.bool_] = starts <= np.arange(self.n_periods)[:, None]
+        return there
+
+    def best_arm(self, *, lower_is_better: bool = False) -> int:
+        """Arm with the best rate on average over the periods."""
+        mean = self.rates.mean(axis=0)
+        return int(mean.argmin() if lower_is_better else mean.argmax())
 
     def lag_mass(self) -> Array:
         """Share of conversions at each lag, (n_arms, window_periods + 1)."""
@@ -92,7 +142,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Simulation:
-    """What happened; arrays (n_periods, n_runs, n_arms).
+    """What happened; arrays (n_periods, n_runs, n_arms), or (n_periods, n_runs) where it says so.
 
     Attributes
     ----------
@@ -103,6 +153,17 @@ class Simulation:
         By period of exposure; successes are the eventual ones.
     probability_best : ndarray or None
         What the policy saw, when it asked.
+    lost : ndarray, shape (n_periods, n_runs)
+        Expected successes lost against the best arm of the moment.
+    best_units : ndarray, shape (n_periods, n_runs)
+        Units that got the best arm.
+    by_segment : bool
+        Whether weights differed by segment; then arms saw different kinds of units.
+    lower_is_better : bool
+    wait_periods : int
+        Reports compare periods older than that.
+    live : ndarray of bool or None
+        Arms that are neither stopped nor dropped; None: all are.
     """
 
     scenario: Scenario
@@ -110,21 +171,24 @@ class Simulation:
     trials: Array
     successes: Array
     probability_best: Array | None
+    lost: Array
+    best_units: Array
+    by_segment: bool = False
+    lower_is_better: bool = False
+    wait_periods: int = 0
+    live: NDArray[np.bool_] | None = None
 
     def regret(self) -> Array:
         """Return expected successes lost against the best started arm of each period: (n_runs,)."""
-        scenario = self.scenario
-        starts = np.zeros(scenario.n_arms) if scenario.starts is None else np.array(scenario.starts)
-        started = starts <= np.arange(scenario.n_periods)[:, None]
-        gap = np.where(started, scenario.rates, -np.inf).max(axis=1, keepdims=True) - scenario.rates
-        lost: Array = (self.trials * gap[:, None, :]).sum(axis=(0, 2))
+        lost: Array = self.lost.sum(axis=0)
         return lost
 
     def best_arm_share(self, through: int | None = None) -> Array:
-        """Return the share of all traffic up to a period that went to the arm best on average: (n_runs,)."""
-        best = int(np.argmax(self.scenario.rates.mean(axis=0)))
-        counted = self.trials[:through]
-        share: Array = counted[:, :, best].sum(axis=0) / counted.sum(axis=(0, 2))
+        """Return the share of all traffic up to a period that went to the best arm: (n_runs,).
+
+        The best arm is that with the best average rate, in its segment where there are segments.
+        """
+        share: Array = self.best_units[:through].sum(axis=0) / self.trials[:through].sum(axis=(0, 2))
         return share
 
     def starved(self, share: float = 0.005) -> Array:
@@ -132,6 +196,35 @@ class Simulation:
         totals = self.trials.sum(axis=0)
         few: Array = (totals < share * totals.sum(axis=1, keepdims=True)).sum(axis=1).astype(np.float64)
         return few
+
+
+def units_of_loss(
+    rates: Array, trials: Array, *, started: NDArray[np.bool_] | None = None, lower_is_better: bool = False
+) -> Array:
+    """Count expected successes lost against the best arm that had started.
+
+    Parameters
+    ----------
+    rates : ndarray, shape (..., n_arms)
+    trials : ndarray, shape (..., n_arms)
+    started : ndarray of bool, shape (..., n_arms), optional
+    lower_is_better : bool
+
+    Returns
+    -------
+    ndarray, shape (...)
+    """
+    value = -rates if lower_is_better else rates
+    there = np.ones(rates.shape, dtype=bool) if started is None else started
+    gap = np.where(there, value, -np.inf).max(axis=-1, keepdims=True) - value
+    lost: Array = (trials * gap).sum(axis=-1)
+    return lost
+
+
+def units_of_best(scenario: Scenario, trials: Array, *, lower_is_better: bool = False) -> Array:
+    """Count units that got the arm with the best average rate: (...) of trials (..., n_arms)."""
+    best: Array = trials[..., scenario.best_arm(lower_is_better=lower_is_better)]
+    return best
 
 
 def simulate(
@@ -166,6 +259,8 @@ def simulate(
         raise ValueError(f"pending_as: {pending_as!r} is not one of {', '.join(PENDING_AS)}")
     if half_life_periods is not None and scenario.mean_delay_periods is not None:
         raise ValueError("half_life_periods: not together with mean_delay_periods")
+    if scenario.segments is not None:
+        return _simulate_segments(scenario, scenario.segments, policy, n_runs, rng, prior, floor)
     run = _Run(scenario, n_runs, prior, pending_as, half_life_periods)
     shape = (scenario.n_periods, n_runs, scenario.n_arms)
     weights, trials, successes = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -184,7 +279,71 @@ def simulate(
         weights[period] = share
         trials[period] = rng.multinomial(scenario.units_per_period, share)
         successes[period] = run.observe(period, trials[period], rng)
-    return Simulation(scenario, weights, trials, successes, seen)
+    lost = units_of_loss(scenario.rates[:, None], trials, started=scenario.started()[:, None])
+    return Simulation(
+        scenario,
+        weights,
+        trials,
+        successes,
+        seen,
+        lost,
+        units_of_best(scenario, trials),
+        wait_periods=0 if scenario.mean_delay_periods is None else scenario.window_periods,
+    )
+
+
+def _simulate_segments(
+    scenario: Scenario,
+    segments: Segments,
+    policy: Policy,
+    n_runs: int,
+    rng: np.random.Generator,
+    prior: BetaPrior | None,
+    floor: float | None,
+) -> Simulation:
+    """Units of several kinds: a contextual policy weighs each kind, any other all of them alike."""
+    n_segments, n_arms = segments.rates.shape
+    shape = (scenario.n_periods, n_runs, n_arms)
+    weights, trials, successes = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    lost, best_units = np.zeros(shape[:2]), np.zeros(shape[:2])
+    got, won = np.zeros((2, n_runs, n_segments, n_arms))
+    best = segments.rates.argmax(axis=1)
+    design = segments.design()
+    least = policy.default_floor if floor is None else floor
+    for period in range(scenario.n_periods):
+        share = np.empty((n_runs, n_segments, n_arms))
+        if isinstance(policy, Contextual):
+            for run in range(n_runs):
+                share[run] = _weights_by_segment(policy, design, got[run], won[run], rng)
+        else:
+            posterior = BetaPosterior.from_counts(got.sum(axis=1), won.sum(axis=1), prior)
+            evidence = gather(policy.needs, posterior, np.ones((n_runs, n_arms), dtype=bool))
+            share[:] = policy.choose(evidence, rng).weights[:, None]
+        share = least + (1.0 - n_arms * least) * share
+        units = rng.multinomial(scenario.units_per_period, segments.shares, size=n_runs)
+        drawn = rng.multinomial(units, share).astype(np.float64)
+        hits = rng.binomial(drawn.astype(np.int64), segments.rates)
+        got += drawn
+        won += hits
+        weights[period] = (segments.shares[:, None] * share).sum(axis=1)
+        trials[period], successes[period] = drawn.sum(axis=1), hits.sum(axis=1)
+        lost[period] = units_of_loss(segments.rates, drawn).sum(axis=1)
+        best_units[period] = drawn[:, np.arange(n_segments), best].sum(axis=1)
+    by_segment = isinstance(policy, Contextual)
+    return Simulation(scenario, weights, trials, successes, None, lost, best_units, by_segment)
+
+
+def _weights_by_segment(
+    policy: Contextual, design: Design, trials: Array, successes: Array, rng: np.random.Generator
+) -> Array:
+    """Weights (n_segments, n_arms) of one run."""
+    if not trials.any():
+        return np.full(trials.shape, 1.0 / trials.shape[1])
+    arms = design.arms()
+    mode: Literal["gibbs", "laplace"] = "gibbs" if policy.mode == "gibbs" else "laplace"
+    model = fit(design, trials, successes, rng=rng, mode=mode, n_draws=N_DRAWS, arms=arms)
+    evidence = gather(policy.needs, model, np.ones(trials.shape, dtype=bool))
+    return policy.choose(evidence, rng).weights
 
 
 def _with_incubation(share: Array, started: NDArray[np.bool_], incubating: NDArray[np.bool_]) -> Array:

@@ -10,15 +10,16 @@ Cost: O(arms), besides reading the counts.
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from bandit_core.shares import ArmStatus
 from streams.allocations import Allocation, Trigger
-from streams.allocator.counts_state import LAG_MAX_HOURS, ArmCounts, CountsState
+from streams.allocator.counts_state import LAG_MAX_HOURS, ArmCounts
 from streams.allocator.history import MICRO, pack_history
+from streams.allocator.packing import Period
 from streams.experiments.definition import (
     Counting,
     Delay,
@@ -26,7 +27,7 @@ from streams.experiments.definition import (
     ExperimentStatus,
     Policy,
 )
-from streams.join.cells import HOUR_MS
+from streams.join.cells import HOUR_MS, View
 
 __all__ = [
     "ENGINE",
@@ -34,6 +35,7 @@ __all__ = [
     "ArmInputs",
     "Before",
     "ContextInputs",
+    "CountsSource",
     "Frozen",
     "GuardrailInputs",
     "Inputs",
@@ -243,8 +245,38 @@ def is_chained(record: ExperimentRecord) -> bool:
     )
 
 
+class CountsSource(Protocol):
+    """What is asked of the counts as of a boundary; `CountsState` has it, and so have simulated counts."""
+
+    def as_of(
+        self, experiment_id: str, version: int, metric: str, hour: int, *, view: View | None = None
+    ) -> Mapping[str, ArmCounts]:
+        """Everything dated before the hour, per arm."""
+        ...
+
+    def by_segment(
+        self, experiment_id: str, version: int, metric: str, hour: int
+    ) -> Mapping[str, Mapping[str, ArmCounts]]:
+        """Tell it apart by segment."""
+        ...
+
+    def periods(
+        self,
+        experiment_id: str,
+        version: int,
+        metric: str,
+        hour: int,
+        *,
+        n_hours: int,
+        older: bool,
+        view: View | None = None,
+    ) -> Mapping[int, Mapping[str, Period]]:
+        """Tell it apart by hour of the exposure."""
+        ...
+
+
 def gather_inputs(
-    record: ExperimentRecord, boundary_ms: int, counts: CountsState, last: Allocation | None
+    record: ExperimentRecord, boundary_ms: int, counts: CountsSource, last: Allocation | None
 ) -> Inputs:
     """Gather what an allocation depends on from the counts of its partition; parameters as below."""
     counting = counting_at(record, boundary_ms)
