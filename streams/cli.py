@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "experiments": ("experiments", "Apply, list and steer experiments."),
     "proposals": ("proposals", "Propose arms; approve and reject proposals."),
     "results": ("results", "Show what an experiment's counts say."),
+    "simulate": ("simulate", "Simulate policies, or a definition before it goes live."),
+    "plan": ("plan", "Say how many days an effect takes to be found."),
     "dead-letters": ("deadletters", "List rejected events, and replay them after a fix."),
     "audit": ("audit", "Compute published allocations again and compare."),
     "doctor": ("doctor", "Check the installation and say what to do."),
