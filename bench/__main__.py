@@ -2,7 +2,8 @@
 
 Starts a broker on one core, produces the work once, runs each contestant alone on the other core, compares
 what it counted with the oracle, and prints a table; ``--json`` prints one document a contestant instead.
-Exits with 1 if a contestant counted wrongly or crashed, never because of time.
+With ``--repeat`` the contestants take turns. One that crashes or does not end is reported, and the others
+run on; the exit status is 1 if a contestant counted wrongly or failed, never because of speed.
 """
 
 import argparse
@@ -23,9 +24,10 @@ from bench.aiokafka_reader import AiokafkaReader
 from bench.contestant import BROKER_CORE, Arena, Contestant, Run, Unavailable, can_pin, on_core
 from bench.faust_join import FaustJoin
 from bench.kafka_streams.contestant import KafkaStreams
-from bench.product import BanditStreams, define, settings_of
+from bench.product import BanditStreams, define, experiment
 from bench.quix_join import QuixJoin
-from bench.workload import Counts, Workload, expected, produce
+from bench.worker import settings_of
+from bench.workload import Counts, Workload, difference, expected, produce
 from streams.embedded import EmbeddedKafka
 
 PREFIX = "bench-"
@@ -46,7 +48,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--span-hours", type=int, default=sizes.span_hours)
     parser.add_argument("--partitions", type=int, default=sizes.partitions)
     parser.add_argument("--seed", type=int, default=sizes.seed)
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each contestant; the best is shown")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each contestant; shows the best")
     parser.add_argument(
         "--contestants", default=",".join(contestants()), help="some of: %(default)s; by comma"
     )
@@ -91,23 +93,15 @@ def work_of(options: argparse.Namespace) -> Workload:
     )
 
 
-def difference(counted: Counts, wanted: Counts) -> str | None:
-    """Say how counts differ from the oracle's; None if they do not."""
-    wrong = [key for key in counted.keys() | wanted.keys() if counted.get(key) != wanted.get(key)]
-    if not wrong:
-        return None
-    key = min(wrong)
-    return f"{len(wrong)} cells are wrong, e.g. {key}: {counted.get(key)} instead of {wanted.get(key)}"
-
-
-def document(name: str, arena: Arena, runs: list[Run], best_reader_s: float | None) -> dict[str, Any]:
-    """Figures of a contestant's best run, and whether all were exact."""
+def document(arena: Arena, runs: list[Run], best_reader_s: float | None) -> dict[str, Any]:
+    """Figures of a contestant's best run, and how far its runs lie apart."""
     best = min(runs, key=lambda run: run.seconds)
     n = arena.n_events
     return {
-        "name": name,
         "events": n,
         "events_per_s": round(n / best.seconds),
+        "runs_events_per_s": [round(n / run.seconds) for run in runs],
+        "spread": round(1 - best.seconds / max(run.seconds for run in runs), 3),
         "events_per_cpu_s": round(n / best.cpu_seconds) if best.cpu_seconds else None,
         "cpu_s_per_million": round(1e6 * best.cpu_seconds / n, 2),
         "ratio_to_aiokafka": None if best_reader_s is None else round(best_reader_s / best.seconds, 3),
@@ -115,35 +109,57 @@ def document(name: str, arena: Arena, runs: list[Run], best_reader_s: float | No
         "state_bytes_per_event": round(best.state_bytes / n, 1),
         "journal_bytes_per_event": round(best.journal_bytes / n, 1),
         "journal_disk_bytes_per_event": round(best.journal_disk_bytes / n, 1),
-        "runs_s": [round(run.seconds, 2) for run in runs],
     }
 
 
-async def compete(options: argparse.Namespace, arena: Arena, wanted: Counts) -> list[dict[str, Any]]:
-    """Run the contestants one after the other, each as often as asked for."""
+async def attempt(contestant: Contestant, arena: Arena, number: int) -> Run | str:
+    """Run a contestant once: what it came to, or why it did not."""
+    try:
+        run = await contestant.run(arena, number)
+    except Unavailable:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it was, the others are measured
+        report(f"{contestant.name}: failed: {error!r}")
+        return f"{type(error).__name__}: {error}"
+    used_us = 1e6 * run.cpu_seconds / arena.n_events
+    rate = arena.n_events / run.seconds
+    report(f"{contestant.name}: {rate:,.0f} events/s, {used_us:.1f} CPU us an event")
+    return run
+
+
+async def compete(
+    field: Mapping[str, Contestant], arena: Arena, wanted: Counts, repeat: int
+) -> list[dict[str, Any]]:
+    """Let the contestants run one after the other, in as many rounds as asked for."""
+    runs: dict[str, list[Run]] = {name: [] for name in field}
+    errors: dict[str, str] = {}
+    left_out: set[str] = set()
+    for number in range(repeat):
+        for name, contestant in field.items():
+            if name in errors or name in left_out:
+                continue
+            try:
+                came_to = await attempt(contestant, arena, number)
+            except Unavailable as reason:
+                report(f"{name}: left out: {reason}")
+                left_out.add(name)
+                continue
+            if isinstance(came_to, str):
+                errors[name] = came_to
+            else:
+                runs[name].append(came_to)
+    best_reader_s = min((run.seconds for run in runs.get("aiokafka", [])), default=None)
     documents: list[dict[str, Any]] = []
-    best_reader_s: float | None = None
-    for name, contestant in contestants(options.profile).items():
-        if name not in options.contestants.split(","):
-            continue
-        runs: list[Run] = []
-        try:
-            for number in range(options.repeat):
-                runs.append(await contestant.run(arena, number))
-                run = runs[-1]
-                used_us = 1e6 * run.cpu_seconds / arena.n_events
-                report(f"{name}: {arena.n_events / run.seconds:,.0f} events/s, {used_us:.1f} CPU us an event")
-        except Unavailable as reason:
-            report(f"{name}: left out: {reason}")
-            continue
-        if name == "aiokafka":
-            best_reader_s = min(run.seconds for run in runs)
-        found = document(name, arena, runs, best_reader_s)
-        wrong = [text for run in runs if run.counts is not None and (text := difference(run.counts, wanted))]
-        found["exact"] = None if runs[0].counts is None else not wrong
-        found["wrong"] = wrong
-        found["settings"] = contestant.settings
-        documents.append(found)
+    for name, contestant in field.items():
+        if name in errors:
+            documents.append({"name": name, "error": errors[name]})
+        elif name not in left_out:
+            own = runs[name]
+            found = [run.counts for run in own if run.counts is not None]
+            wrong = [text for counts in found if (text := difference(counts, wanted))]
+            exact = {"exact": not wrong if found else None, "wrong": wrong}
+            figures = document(arena, own, best_reader_s)
+            documents.append({"name": name, **figures, **exact, "settings": contestant.settings})
     return documents
 
 
@@ -155,6 +171,7 @@ def report(line: str) -> None:
 COLUMNS: Mapping[str, str] = {
     "name": "contestant",
     "events_per_s": "events/s",
+    "spread": "spread",
     "ratio_to_aiokafka": "of aiokafka",
     "cpu_s_per_million": "CPU s/million",
     "peak_mib": "peak MiB",
@@ -169,17 +186,22 @@ def table(documents: list[dict[str, Any]]) -> str:
     """Markdown table of the figures, and the settings below it."""
     lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|---" * len(COLUMNS) + "|"]
     for each in documents:
-        cells = [
-            "–"
-            if each[name] is None
-            else f"{each[name]:,}"
-            if isinstance(each[name], int) and not isinstance(each[name], bool)
-            else str(each[name])
-            for name in COLUMNS
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *(f"- {each['name']}: {each['settings']}" for each in documents)]
-    return "\n".join(lines)
+        if "error" in each:
+            reason = " ".join(each["error"].split())[:200].replace("|", "/")
+            lines.append(f"| {each['name']} | failed: {reason}" + " | –" * (len(COLUMNS) - 2) + " |")
+        else:
+            lines.append("| " + " | ".join(cell(each[name]) for name in COLUMNS) + " |")
+    settings = [f"- {each['name']}: {each['settings']}" for each in documents if "settings" in each]
+    return "\n".join([*lines, "", *settings])
+
+
+def cell(value: object) -> str:
+    """Write a figure as a table has it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def machine() -> str:
@@ -208,7 +230,7 @@ async def main_async(options: argparse.Namespace, bootstrap: str, folder: Path) 
     """Produce the work, and let the contestants run."""
     work = work_of(options)
     settings = settings_of(bootstrap, PREFIX, work.partitions)
-    await define(settings, work)
+    await define(settings, (experiment(f"experiment-{each}", work) for each in range(work.experiments)))
     topics = {topic: settings.topic(topic) for topic in ("exposures", "conversions")}
     began_s = time.monotonic()
     n_events = await produce(work, bootstrap, topics)
@@ -217,7 +239,9 @@ async def main_async(options: argparse.Namespace, bootstrap: str, folder: Path) 
     if n_expected != n_events:
         raise SystemExit(f"produced {n_events} events, the oracle has {n_expected}")
     arena = Arena(bootstrap, topics, work, n_events, folder, folder / "kafka", PREFIX, options.deadline)
-    return await compete(options, arena, wanted)
+    wished = options.contestants.split(",")
+    field = {name: each for name, each in contestants(options.profile).items() if name in wished}
+    return await compete(field, arena, wanted, options.repeat)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -233,10 +257,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(each))
     else:
         print(f"{machine()}\n\n{table(documents)}")
-    wrong = [f"{each['name']}: {text}" for each in documents for text in each["wrong"]]
-    for line in wrong:
+    failed = [f"{each['name']}: {text}" for each in documents for text in each.get("wrong", [])]
+    for line in failed:
         report(line)
-    return 1 if wrong else 0
+    return 1 if failed or any("error" in each for each in documents) else 0
 
 
 if __name__ == "__main__":

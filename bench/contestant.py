@@ -20,6 +20,10 @@ class Unavailable(Exception):
     """The contestant cannot run here; the message says why."""
 
 
+class Failed(Exception):
+    """The contestant did not come to a result; the message says what it did instead."""
+
+
 class Arena(NamedTuple):
     """Where all contestants run: the broker, the topics that hold the work, and what it counts to."""
 
@@ -73,6 +77,8 @@ class Contestant(Protocol):
         ------
         Unavailable
             If it cannot run on this machine.
+        Failed
+            If it crashed, or was not done in time.
         """
         ...
 
@@ -96,9 +102,11 @@ def on_core(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def spawn(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
+def spawn(
+    command: Sequence[str], *, core: int = CONTESTANT_CORE, **options: Any
+) -> "subprocess.Popen[bytes]":
     """Start a contestant's process on its core."""
-    with on_core(CONTESTANT_CORE):
+    with on_core(core % (os.cpu_count() or 1)):
         return subprocess.Popen(command, **options)
 
 
@@ -141,7 +149,7 @@ async def run_script(command: Sequence[str], arena: Arena, *, log: Path) -> Run:
             done = await asyncio.to_thread(_line, process, log)
             used_s, peak = cpu_seconds(process.pid) - before_s, peak_bytes(process.pid)
     except TimeoutError:
-        raise SystemExit(f"{command}: not done within {arena.deadline_s:.0f} s:\n{_tail(log)}") from None
+        raise Failed(f"not done within {arena.deadline_s:.0f} s: {tail(log)}") from None
     finally:
         process.kill()
         process.wait()
@@ -150,7 +158,7 @@ async def run_script(command: Sequence[str], arena: Arena, *, log: Path) -> Run:
         done["seconds"],
         used_s,
         peak,
-        None if counts is None else {(e, a, h): [t, s] for e, a, h, t, s in counts},
+        None if counts is None else {(e, a, h): [t, s] for e, a, h, t, s in counts if t or s},
         state_bytes=done.get("state_bytes", 0),
         journal_bytes=done.get("journal_bytes", 0),
     )
@@ -162,10 +170,11 @@ def _line(process: "subprocess.Popen[bytes]", log: Path) -> dict[str, Any]:
     while line := process.stdout.readline(READ_LINE_BYTES):
         if line.startswith(b"{"):
             return dict(json.loads(line))
-    raise SystemExit(f"the process ended without a result:\n{_tail(log)}")
+    raise Failed(f"the process ended without a result: {tail(log)}")
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """End of a process's log."""
     return log.read_text(errors="replace")[-3000:]
 
 

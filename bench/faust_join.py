@@ -12,7 +12,7 @@ import msgspec
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from bench.contestant import Arena, Run, disk_bytes, run_script, script
-from bench.unit_counts import change
+from bench.unit_counts import apply, empty
 
 
 class FaustJoin:
@@ -74,13 +74,8 @@ def work(arguments: dict[str, Any]) -> None:
                 print(json.dumps({"began": time.time()}), flush=True)
             fields = decode(event.value)
             unit = fields["unit_id"]
-            state = units.get(unit) or {"e": [], "c": []}
-            if event.message.topic == names["exposures"]:
-                kind = "e"
-                own = [fields[name] for name in ("timestamp", "exposure_id", "experiment_id", "arm_id")]
-            else:
-                kind, own = "c", [fields["timestamp"], fields["conversion_id"]]
-            changes = change(state, kind, own, window_ms)
+            state = units.get(unit) or empty()
+            changes = apply(state, fields, window_ms)
             if changes:
                 for key, (trials, successes) in changes.items():
                     # By partition: a table is written from one partition at a time.

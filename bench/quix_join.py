@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contestant import Arena, Run, Unavailable, disk_bytes, run_script, script
-from bench.unit_counts import change
+from bench.unit_counts import apply, empty
 
 REQUIREMENT = "quixstreams==3.28.1"
 VENV = Path(__file__).parents[1] / "build" / "bench-quix"
@@ -68,17 +68,12 @@ def work(arguments: dict[str, Any]) -> None:
         if not seen["n"]:
             seen["began_s"] = time.perf_counter()
             print(json.dumps({"began": time.time()}), flush=True)
-        events = state.get("events") or {"e": [], "c": []}
-        if "exposure_id" in fields:
-            kind = "e"
-            own = [fields[name] for name in ("timestamp", "exposure_id", "experiment_id", "arm_id")]
-        else:
-            kind, own = "c", [fields["timestamp"], fields["conversion_id"]]
-        for key, (trials, successes) in change(events, kind, own, window_ms).items():
+        unit = state.get("unit") or empty()
+        for key, (trials, successes) in apply(unit, fields, window_ms).items():
             known = totals.setdefault(key, [0, 0])
             known[0] += trials
             known[1] += successes
-        state.set("events", events)
+        state.set("unit", unit)
         seen["n"] += 1
         if seen["n"] == arguments["n_events"]:
             seconds = time.perf_counter() - seen["began_s"]

@@ -10,25 +10,29 @@ it within the window, once in every experiment, and a trial succeeds with its fi
 with any contestant.
 """
 
+import asyncio
 import heapq
-import json
 import random
-from collections import defaultdict
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaProducer
 
 from streams.partitioning import partition_of
 
 HOUR_MS = 3_600_000
+BATCH_BYTES = 16_384
+"""What producers put into a batch by default."""
+MAX_BATCHES_IN_FLIGHT = 256
 
 Counts = dict[tuple[str, str, int], list[int]]
 """(experiment, arm, hour) -> [trials, successes]."""
 
 
 class Workload(NamedTuple):
-    """Sizes and seed of the work."""
+    """Sizes and seed of the work; ``hot_share`` of the exposures go to the first ``hot_units`` units."""
 
     exposures: int = 1_000_000
     units: int = 100_000
@@ -40,11 +44,14 @@ class Workload(NamedTuple):
     partitions: int = 8
     seed: int = 1
     end_ms: int = 0
+    hot_share: float = 0.0
+    hot_units: int = 1
 
     @property
     def start_ms(self) -> int:
-        """Time of the first event; full hours before the end."""
-        return (self.end_ms // HOUR_MS - self.span_hours - 2) * HOUR_MS
+        """Time of the first event, a full hour: the last window has closed an hour before the end."""
+        window_hours = -(-self.window_ms // HOUR_MS)
+        return (self.end_ms // HOUR_MS - self.span_hours - window_hours - 1) * HOUR_MS
 
 
 class Exposed(NamedTuple):
@@ -75,6 +82,8 @@ def events(work: Workload) -> Iterator[Exposed | Converted]:
         while waiting and waiting[0].at_ms <= at_ms:
             yield heapq.heappop(waiting)
         unit = rng.randrange(work.units)
+        if work.hot_share and rng.random() < work.hot_share:
+            unit %= work.hot_units
         yield Exposed(at_ms, number, unit, rng.randrange(work.experiments), rng.randrange(work.arms))
         if rng.random() < work.converting:
             heapq.heappush(waiting, Converted(at_ms + rng.randrange(1, work.window_ms), number, unit))
@@ -84,15 +93,29 @@ def events(work: Workload) -> Iterator[Exposed | Converted]:
 
 def expected(work: Workload) -> tuple[int, Counts]:
     """Count without any stream: the number of events, and what they come to."""
+    return counted(events(work), work.window_ms)
+
+
+def counted(found: Iterable[Exposed | Converted], window_ms: int) -> tuple[int, Counts]:
+    """Count events in any order: their number, and what they come to."""
     by_unit: dict[int, list[Exposed | Converted]] = defaultdict(list)
     n_events = 0
-    for event in events(work):
+    for event in found:
         by_unit[event.unit].append(event)
         n_events += 1
     counts: Counts = defaultdict(lambda: [0, 0])
     for own in by_unit.values():
-        _count_unit(own, work.window_ms, counts)
+        _count_unit(own, window_ms, counts)
     return n_events, dict(counts)
+
+
+def difference(found: Counts, wanted: Counts) -> str | None:
+    """Say how counts differ from the oracle's; None if they do not."""
+    wrong = [key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)]
+    if not wrong:
+        return None
+    key = min(wrong)
+    return f"{len(wrong)} cells are wrong, e.g. {key}: {found.get(key)} instead of {wanted.get(key)}"
 
 
 def _count_unit(own: list[Exposed | Converted], window_ms: int, counts: Counts) -> None:
@@ -120,49 +143,92 @@ def _key(experiment: int, arm: int, hour: int) -> tuple[str, str, int]:
     return f"experiment-{experiment}", f"arm-{arm}", hour
 
 
+class Batcher:
+    """Sends events as JSON keyed by unit, in batches of each partition; an async context manager.
+
+    aiokafka's ``send`` costs more for an event than its contents do, which would make the work's production
+    longer than most runs; batches are made here instead.
+
+    Parameters
+    ----------
+    bootstrap
+        The broker.
+    topics
+        ``exposures`` and ``conversions``: full names.
+    partitions
+        Of both.
+    """
+
+    def __init__(self, bootstrap: str, topics: dict[str, str], partitions: int) -> None:
+        self._topics = topics
+        self._partition_of = lru_cache(1 << 20)(lambda key: partition_of(key, partitions))
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=bootstrap, enable_idempotence=True, max_batch_size=BATCH_BYTES
+        )
+        self._open: dict[tuple[str, int], Any] = {}
+        self._in_flight: deque[asyncio.Future[Any]] = deque()
+
+    async def __aenter__(self) -> Self:
+        await self._producer.start()
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self._producer.stop()
+
+    async def add(self, event: Exposed | Converted) -> int:
+        """Add one event; waits where too many batches are on their way. Returns its partition."""
+        topic, key, value = record(event)
+        partition = self._partition_of(key)
+        place = (topic, partition)
+        batch = self._open.get(place)
+        if batch is None:
+            batch = self._open[place] = self._producer.create_batch()
+        if batch.append(key=key, value=value, timestamp=None) is None:
+            await self._send(place)
+            batch = self._open[place] = self._producer.create_batch()
+            batch.append(key=key, value=value, timestamp=None)
+        return partition
+
+    async def flush(self, *, wait: bool = True) -> None:
+        """Send what is open; wait until all is acknowledged, unless told not to."""
+        for place in list(self._open):
+            await self._send(place)
+        while self._in_flight and (wait or self._in_flight[0].done()):
+            await self._in_flight.popleft()
+
+    async def _send(self, place: tuple[str, int]) -> None:
+        topic, partition = place
+        batch = self._open.pop(place)
+        batch.close()
+        while len(self._in_flight) >= MAX_BATCHES_IN_FLIGHT:
+            await self._in_flight.popleft()
+        sent = await self._producer.send_batch(batch, self._topics[topic], partition=partition)
+        self._in_flight.append(sent)
+
+
 async def produce(work: Workload, bootstrap: str, topics: dict[str, str]) -> int:
-    """Produce all events, as JSON keyed by unit, in order of time; returns their number."""
-    producer = AIOKafkaProducer(
-        bootstrap_servers=bootstrap, linger_ms=20, max_batch_size=1 << 17, enable_idempotence=True
-    )
-    units = [f"unit-{number:07}" for number in range(work.units)]
-    keys = [unit.encode() for unit in units]
-    partitions = [partition_of(key, work.partitions) for key in keys]
-    await producer.start()
-    try:
-        sent = []
+    """Produce all events in order of time; returns their number."""
+    n_events = 0
+    async with Batcher(bootstrap, topics, work.partitions) as batcher:
         for event in events(work):
-            topic, value = _record(event, units)
-            sent.append(
-                await producer.send(topics[topic], value, keys[event.unit], partition=partitions[event.unit])
-            )
-        await producer.flush()
-        for future in sent:
-            await future
-        return len(sent)
-    finally:
-        await producer.stop()
+            await batcher.add(event)
+            n_events += 1
+        await batcher.flush()
+    return n_events
 
 
-def _record(event: Exposed | Converted, units: list[str]) -> tuple[str, bytes]:
+def record(event: Exposed | Converted) -> tuple[str, bytes, bytes]:
+    """Topic, key and value of an event."""
+    unit = b"unit-%07d" % event.unit
     if isinstance(event, Converted):
-        return "conversions", json.dumps(
-            {
-                "conversion_id": f"c{event.number:09}",
-                "unit_id": units[event.unit],
-                "metric": "order",
-                "timestamp": event.at_ms,
-            },
-            separators=(",", ":"),
-        ).encode()
-    return "exposures", json.dumps(
-        {
-            "exposure_id": f"e{event.number:09}",
-            "experiment_id": f"experiment-{event.experiment}",
-            "arm_id": f"arm-{event.arm}",
-            "unit_id": units[event.unit],
-            "timestamp": event.at_ms,
-            "allocation_version": 1,
-        },
-        separators=(",", ":"),
-    ).encode()
+        value = b'{"conversion_id":"c%09d","unit_id":"%s","metric":"order","timestamp":%d}'
+        return "conversions", unit, value % (event.number, unit, event.at_ms)
+    value = (
+        b'{"exposure_id":"e%09d","experiment_id":"experiment-%d","arm_id":"arm-%d","unit_id":"%s",'
+        b'"timestamp":%d,"allocation_version":1}'
+    )
+    return (
+        "exposures",
+        unit,
+        value % (event.number, event.experiment, event.arm, unit, event.at_ms),
+    )

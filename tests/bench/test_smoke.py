@@ -1,6 +1,8 @@
 """A small run of the bench: fails on wrong counts or a crash, never on time."""
 
+import asyncio
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -28,12 +30,85 @@ def test_small_run_counts_exactly() -> None:
 
 
 def test_a_wrong_count_is_found() -> None:
-    from bench.__main__ import difference
+    from bench.workload import difference
 
     wanted = {("e", "a", 1): [2, 1]}
     assert difference({("e", "a", 1): [2, 1]}, wanted) is None
     assert "instead of [2, 1]" in (difference({("e", "a", 1): [2, 0]}, wanted) or "")
     assert "None instead of" in (difference({}, wanted) or "")
+
+
+def test_one_that_fails_is_reported_and_the_others_run() -> None:
+    from bench.__main__ import compete, table
+    from bench.contestant import Arena, Contestant, Failed, Run, Unavailable
+    from bench.workload import Workload
+
+    wanted = {("e", "a", 1): [2, 1]}
+
+    class Fixed:
+        settings = "none"
+
+        def __init__(self, name: str, *outcomes: Run | Exception) -> None:
+            self.name = name
+            self._outcomes = outcomes
+
+        async def run(self, arena: Arena, number: int) -> Run:  # noqa: ARG002 - a contestant's signature
+            outcome = self._outcomes[number]
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+    field: dict[str, Contestant] = {
+        each.name: each
+        for each in (
+            Fixed("aiokafka", Run(2.0, 1.0, 0, None), Run(1.0, 0.5, 0, None)),
+            Fixed("crashing", Run(1.0, 1.0, 0, wanted), Failed("the process ended | without a result")),
+            Fixed("absent", Unavailable("there is no java")),
+            Fixed("wrong", Run(4.0, 4.0, 0, wanted), Run(4.0, 4.0, 0, {})),
+        )
+    }
+    arena = Arena("", {}, Workload(), 100, Path(), Path(), "", 1.0)
+    found = asyncio.run(compete(field, arena, wanted, 2))
+    aiokafka, crashing, wrong = found
+    assert aiokafka["events_per_s"] == 100
+    assert aiokafka["runs_events_per_s"] == [50, 100]
+    assert aiokafka["spread"] == 0.5
+    assert aiokafka["exact"] is None
+    assert crashing == {"name": "crashing", "error": "Failed: the process ended | without a result"}
+    assert wrong["exact"] is False
+    assert wrong["ratio_to_aiokafka"] == 0.25
+    assert "| crashing | failed: Failed: the process ended / without a result |" in table(found)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_other_engines_join_counts_exactly_in_any_order(seed: int) -> None:
+    from bench.unit_counts import State, apply, empty
+    from bench.workload import Workload, counted, events, record
+
+    work = Workload(exposures=600, units=12, experiments=2, arms=2, converting=0.5, seed=seed, end_ms=10**12)
+    found = list(events(work))
+    _, wanted = counted(found, work.window_ms)
+    random.Random(seed).shuffle(found)
+    states: dict[int, State] = {}
+    counts: dict[tuple[str, str, int], list[int]] = {}
+    for event in found + found[:100]:  # some come twice
+        fields = json.loads(record(event)[2])
+        for key, change in apply(states.setdefault(event.unit, empty()), fields, work.window_ms).items():
+            own = counts.setdefault(key, [0, 0])
+            own[0] += change[0]
+            own[1] += change[1]
+    assert {key: own for key, own in counts.items() if own != [0, 0]} == wanted
+
+
+def test_hot_units_and_long_windows_leave_the_rest_as_it_is() -> None:
+    from bench.workload import HOUR_MS, Converted, Workload, events
+
+    base = Workload(exposures=2_000, units=1_000, end_ms=10**12)
+    hot = [event.unit for event in events(base._replace(hot_share=0.5, hot_units=2))]
+    assert 0.45 < sum(unit < 2 for unit in hot) / len(hot) < 0.56
+    long = base._replace(window_ms=168 * HOUR_MS)
+    assert max(event.at_ms for event in events(long)) < long.end_ms
+    assert any(isinstance(event, Converted) for event in events(long))
 
 
 def test_oracle_on_paper() -> None:

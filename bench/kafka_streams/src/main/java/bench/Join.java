@@ -11,13 +11,12 @@ import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.util.ArrayList;
-import java.util.Comparator;
+import java.util.Collections;
 import java.util.HashMap;
-import java.util.HashSet;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Properties;
-import java.util.Set;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.atomic.AtomicLong;
 import org.apache.kafka.clients.consumer.ConsumerConfig;
@@ -34,7 +33,11 @@ import org.apache.kafka.streams.state.KeyValueStore;
 import org.apache.kafka.streams.state.QueryableStoreTypes;
 import org.apache.kafka.streams.state.Stores;
 
-/** All events of a unit in its state; an event adds what the unit counts to after it, less before. */
+/**
+ * The join, incremental: an exposure adds a trial or a touch, a conversion looks up the last touch of every
+ * experiment of its unit. Only an exposure that comes after conversions which it should have had makes the trials
+ * of its experiment be worked out again.
+ */
 public final class Join {
     static final long HOUR_MS = 3_600_000;
     static final AtomicLong SEEN = new AtomicLong();
@@ -42,13 +45,80 @@ public final class Join {
     static volatile long beganNs;
     static volatile long endedNs;
 
-    record Exposure(long at, String id, String experiment, String arm) {}
+    record Exposure(long at, String id, String arm) implements Comparable<Exposure> {
+        @Override
+        public int compareTo(Exposure other) {
+            int byTime = Long.compare(at, other.at);
+            return byTime != 0 ? byTime : id.compareTo(other.id);
+        }
+    }
 
     record Conversion(long at, String id) {}
 
-    static final class State {
+    static final class Trial {
+        final long hour;
+        final String arm;
+        boolean succeeded;
+
+        Trial(long hour, String arm, boolean succeeded) {
+            this.hour = hour;
+            this.arm = arm;
+            this.succeeded = succeeded;
+        }
+    }
+
+    interface Changes {
+        void add(String experiment, Trial trial, int trials, int successes);
+    }
+
+    /** What a unit has of one experiment; both lists sorted by time. */
+    static final class Own {
         final List<Exposure> exposures = new ArrayList<>();
+        List<Trial> trials = new ArrayList<>();
+
+        /** Trial of the last touch before a conversion, within the window. */
+        Trial credited(long at, long windowMs) {
+            for (int i = exposures.size() - 1; i >= 0; i--) {
+                Exposure e = exposures.get(i);
+                if (e.at > at) {
+                    continue;
+                }
+                if (at - e.at >= windowMs) {
+                    return null;
+                }
+                for (int k = trials.size() - 1; k >= 0; k--) {
+                    Trial trial = trials.get(k);
+                    if (trial.hour == e.at / HOUR_MS) {
+                        if (trial.arm.equals(e.arm)) {
+                            return trial;
+                        }
+                        break;
+                    }
+                }
+            }
+            return null;
+        }
+
+        void countAgain(List<Conversion> conversions, long windowMs) {
+            trials = new ArrayList<>();
+            for (Exposure e : exposures) {
+                if (trials.isEmpty() || trials.get(trials.size() - 1).hour != e.at / HOUR_MS) {
+                    trials.add(new Trial(e.at / HOUR_MS, e.arm, false));
+                }
+            }
+            for (Conversion c : conversions) {
+                Trial trial = credited(c.at, windowMs);
+                if (trial != null) {
+                    trial.succeeded = true;
+                }
+            }
+        }
+    }
+
+    static final class State {
+        final Map<String, Own> experiments = new LinkedHashMap<>();
         final List<Conversion> conversions = new ArrayList<>();
+        long lastConversion = Long.MIN_VALUE;
 
         static State decode(byte[] raw) throws IOException {
             State state = new State();
@@ -57,23 +127,39 @@ public final class Join {
             }
             DataInputStream in = new DataInputStream(new ByteArrayInputStream(raw));
             for (int n = in.readInt(); n > 0; n--) {
-                state.exposures.add(new Exposure(in.readLong(), in.readUTF(), in.readUTF(), in.readUTF()));
+                Own own = new Own();
+                state.experiments.put(in.readUTF(), own);
+                for (int m = in.readInt(); m > 0; m--) {
+                    own.exposures.add(new Exposure(in.readLong(), in.readUTF(), in.readUTF()));
+                }
+                for (int m = in.readInt(); m > 0; m--) {
+                    own.trials.add(new Trial(in.readLong(), in.readUTF(), in.readBoolean()));
+                }
             }
             for (int n = in.readInt(); n > 0; n--) {
-                state.conversions.add(new Conversion(in.readLong(), in.readUTF()));
+                state.keep(new Conversion(in.readLong(), in.readUTF()));
             }
             return state;
         }
 
         byte[] encode() throws IOException {
-            ByteArrayOutputStream bytes = new ByteArrayOutputStream(64 * (1 + exposures.size()));
+            ByteArrayOutputStream bytes = new ByteArrayOutputStream(1024);
             DataOutputStream out = new DataOutputStream(bytes);
-            out.writeInt(exposures.size());
-            for (Exposure e : exposures) {
-                out.writeLong(e.at);
-                out.writeUTF(e.id);
-                out.writeUTF(e.experiment);
-                out.writeUTF(e.arm);
+            out.writeInt(experiments.size());
+            for (Map.Entry<String, Own> each : experiments.entrySet()) {
+                out.writeUTF(each.getKey());
+                out.writeInt(each.getValue().exposures.size());
+                for (Exposure e : each.getValue().exposures) {
+                    out.writeLong(e.at);
+                    out.writeUTF(e.id);
+                    out.writeUTF(e.arm);
+                }
+                out.writeInt(each.getValue().trials.size());
+                for (Trial trial : each.getValue().trials) {
+                    out.writeLong(trial.hour);
+                    out.writeUTF(trial.arm);
+                    out.writeBoolean(trial.succeeded);
+                }
             }
             out.writeInt(conversions.size());
             for (Conversion c : conversions) {
@@ -83,38 +169,57 @@ public final class Join {
             return bytes.toByteArray();
         }
 
-        /** experiment|arm|hour -> trials, successes. */
-        Map<String, long[]> counted(long windowMs) {
-            Map<String, String> arms = new HashMap<>();
-            Map<String, List<Exposure>> touches = new HashMap<>();
-            for (Exposure e : exposures) {
-                String trial = e.experiment + "|" + e.at / HOUR_MS;
-                String arm = arms.putIfAbsent(trial, e.arm);
-                if (arm == null || arm.equals(e.arm)) {
-                    touches.computeIfAbsent(e.experiment, k -> new ArrayList<>()).add(e);
+        void keep(Conversion c) {
+            conversions.add(c);
+            lastConversion = Math.max(lastConversion, c.at);
+        }
+
+        /** Whether it was new. */
+        boolean expose(String experiment, Exposure e, long windowMs, Changes changes) {
+            Own own = experiments.computeIfAbsent(experiment, k -> new Own());
+            for (Exposure known : own.exposures) {
+                if (known.id.equals(e.id)) {
+                    return false;
                 }
             }
-            Set<String> successes = new HashSet<>();
-            for (Conversion c : conversions) {
-                for (List<Exposure> own : touches.values()) {
-                    for (int i = own.size() - 1; i >= 0; i--) {
-                        Exposure e = own.get(i);
-                        if (e.at <= c.at) {
-                            if (c.at - e.at < windowMs) {
-                                successes.add(e.experiment + "|" + e.at / HOUR_MS);
-                            }
-                            break;
-                        }
-                    }
+            int n = own.exposures.size();
+            if (lastConversion < e.at && (n == 0 || own.exposures.get(n - 1).compareTo(e) < 0)) {
+                own.exposures.add(e);
+                long hour = e.at / HOUR_MS;
+                if (own.trials.isEmpty() || own.trials.get(own.trials.size() - 1).hour != hour) {
+                    Trial trial = new Trial(hour, e.arm, false);
+                    own.trials.add(trial);
+                    changes.add(experiment, trial, 1, 0);
+                }
+                return true;
+            }
+            own.exposures.add(-1 - Collections.binarySearch(own.exposures, e), e);
+            for (Trial trial : own.trials) {
+                changes.add(experiment, trial, -1, trial.succeeded ? -1 : 0);
+            }
+            own.countAgain(conversions, windowMs);
+            for (Trial trial : own.trials) {
+                changes.add(experiment, trial, 1, trial.succeeded ? 1 : 0);
+            }
+            return true;
+        }
+
+        /** Whether it was new. */
+        boolean convert(Conversion c, long windowMs, Changes changes) {
+            for (Conversion known : conversions) {
+                if (known.id.equals(c.id)) {
+                    return false;
                 }
             }
-            Map<String, long[]> found = new HashMap<>();
-            arms.forEach((trial, arm) -> {
-                int bar = trial.indexOf('|');
-                String key = trial.substring(0, bar) + "|" + arm + trial.substring(bar);
-                found.put(key, new long[] {1, successes.contains(trial) ? 1 : 0});
+            keep(c);
+            experiments.forEach((experiment, own) -> {
+                Trial trial = own.credited(c.at, windowMs);
+                if (trial != null && !trial.succeeded) {
+                    trial.succeeded = true;
+                    changes.add(experiment, trial, 0, 1);
+                }
             });
-            return found;
+            return true;
         }
     }
 
@@ -155,47 +260,44 @@ public final class Join {
         }
 
         private void count(Record<byte[], byte[]> record) throws IOException {
-            Map<String, String> fields = new HashMap<>();
+            String exposureId = null;
+            String conversionId = null;
+            String experiment = null;
+            String arm = null;
+            long at = 0;
             try (JsonParser parser = json.createParser(record.value())) {
                 while (parser.nextToken() != null) {
                     if (parser.currentToken() == JsonToken.FIELD_NAME) {
                         String name = parser.currentName();
                         parser.nextToken();
-                        fields.put(name, parser.getText());
+                        switch (name) {
+                            case "exposure_id" -> exposureId = parser.getText();
+                            case "conversion_id" -> conversionId = parser.getText();
+                            case "experiment_id" -> experiment = parser.getText();
+                            case "arm_id" -> arm = parser.getText();
+                            case "timestamp" -> at = parser.getLongValue();
+                            default -> { }
+                        }
                     }
                 }
             }
             State state = State.decode(units.get(record.key()));
-            long at = Long.parseLong(fields.get("timestamp"));
-            String exposureId = fields.get("exposure_id");
-            String id = exposureId != null ? exposureId : fields.get("conversion_id");
-            boolean known = exposureId != null
-                    ? state.exposures.stream().anyMatch(e -> e.id.equals(id))
-                    : state.conversions.stream().anyMatch(c -> c.id.equals(id));
-            if (known) {
-                return;
+            boolean isNew = exposureId != null
+                    ? state.expose(experiment, new Exposure(at, exposureId, arm), windowMs, this::add)
+                    : state.convert(new Conversion(at, conversionId), windowMs, this::add);
+            if (isNew) {
+                units.put(record.key(), state.encode());
             }
-            Map<String, long[]> before = state.counted(windowMs);
-            if (exposureId != null) {
-                state.exposures.add(new Exposure(at, id, fields.get("experiment_id"), fields.get("arm_id")));
-                state.exposures.sort(Comparator.comparingLong(Exposure::at).thenComparing(Exposure::id));
-            } else {
-                state.conversions.add(new Conversion(at, id));
-            }
-            Map<String, long[]> after = state.counted(windowMs);
-            before.forEach((key, old) -> after.merge(
-                    key, new long[] {-old[0], -old[1]}, (a, b) -> new long[] {a[0] + b[0], a[1] + b[1]}));
-            after.forEach((key, change) -> {
-                if (change[0] != 0 || change[1] != 0) {
-                    byte[] raw = counts.get(key);
-                    ByteBuffer old = raw == null ? ByteBuffer.allocate(16) : ByteBuffer.wrap(raw);
-                    counts.put(key, ByteBuffer.allocate(16)
-                            .putLong(old.getLong(0) + change[0])
-                            .putLong(old.getLong(8) + change[1])
-                            .array());
-                }
-            });
-            units.put(record.key(), state.encode());
+        }
+
+        private void add(String experiment, Trial trial, int trials, int successes) {
+            String key = experiment + "|" + trial.arm + "|" + trial.hour;
+            byte[] raw = counts.get(key);
+            ByteBuffer old = raw == null ? ByteBuffer.allocate(16) : ByteBuffer.wrap(raw);
+            counts.put(key, ByteBuffer.allocate(16)
+                    .putLong(old.getLong(0) + trials)
+                    .putLong(old.getLong(8) + successes)
+                    .array());
         }
     }
 
