@@ -1,4 +1,4 @@
-"""Lives of experiments and arms: holdout, incubation, dropping, guardrails, steps; no clock.
+"""Lives of arms: holdout, incubation, dropping, guardrails, steps; no clock.
 
 Everything is per interval: the caller passes what it knows at a boundary and stores what it gets back.
 
@@ -17,7 +17,6 @@ an arm in nine of
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,50 +28,15 @@ from bandit_core.shares import ArmStatus
 __all__ = [
     "ArmLife",
     "DropRule",
-    "ExperimentStatus",
     "FloorRule",
     "HoldoutRule",
     "IncubationRule",
     "advance_arms",
-    "change_status",
     "limit_step",
     "next_holdout",
 ]
 
 Array = NDArray[np.float64]
-
-
-class ExperimentStatus(enum.StrEnum):
-    """Where an experiment stands. Completed locks a winner; archived is hidden and terminal."""
-
-    DRAFT = "draft"
-    LIVE = "live"
-    PAUSED = "paused"
-    COMPLETED = "completed"
-    ARCHIVED = "archived"
-
-
-_NEXT = {
-    ExperimentStatus.DRAFT: {ExperimentStatus.LIVE, ExperimentStatus.ARCHIVED},
-    ExperimentStatus.LIVE: {ExperimentStatus.PAUSED, ExperimentStatus.COMPLETED},
-    ExperimentStatus.PAUSED: {ExperimentStatus.LIVE, ExperimentStatus.COMPLETED, ExperimentStatus.ARCHIVED},
-    ExperimentStatus.COMPLETED: {ExperimentStatus.ARCHIVED},
-    ExperimentStatus.ARCHIVED: set(),
-}
-
-
-def change_status(current: ExperimentStatus, wanted: ExperimentStatus) -> ExperimentStatus:
-    """Move an experiment to another status; staying is always allowed.
-
-    Raises
-    ------
-    ValueError
-        There is no such move; the message names those there are.
-    """
-    if wanted is current or wanted in _NEXT[current]:
-        return wanted
-    possible = ", ".join(sorted(_NEXT[current])) or "none, it is final"
-    raise ValueError(f"status: {current} cannot become {wanted}; possible: {possible}")
 
 
 @dataclass(frozen=True, slots=True)

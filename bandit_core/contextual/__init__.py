@@ -8,7 +8,6 @@ from bandit_core.contextual.design import OTHER, Design, Feature, segment_of
 from bandit_core.contextual.logistic import Draws, diagnostics, gibbs, laplace
 from bandit_core.contextual.model import (
     ContextualPosterior,
-    ModelState,
     Proposal,
     fit,
     propose_combination,
@@ -21,7 +20,6 @@ __all__ = [
     "Design",
     "Draws",
     "Feature",
-    "ModelState",
     "Proposal",
     "diagnostics",
     "fit",

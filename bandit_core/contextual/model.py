@@ -7,7 +7,6 @@ for contextual bandits with linear payoffs", section 2, in expectation).
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,18 +19,10 @@ from bandit_core.contextual.design import Design
 from bandit_core.contextual.logistic import Draws, gibbs, laplace
 from bandit_core.probability_best import BestArm
 
-__all__ = ["ContextualPosterior", "ModelState", "Proposal", "fit", "propose_combination", "winners"]
+__all__ = ["ContextualPosterior", "Proposal", "fit", "propose_combination", "winners"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-
-
-class ModelState(enum.StrEnum):
-    """Where a model stands; while one trains the last trained one serves."""
-
-    CREATED = "created"
-    TRAINING = "training"
-    TRAINED = "trained"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -78,6 +78,29 @@ def test_an_incubating_arm_gets_exactly_one_nth_until_it_has_its_trials() -> Non
     assert after(record, 4, third, d=400).arms[3].status == "active", "and stays so"
 
 
+def test_an_arm_goes_from_pending_over_incubating_and_active_to_stopped() -> None:
+    others = dict.fromkeys("abc", "active")
+    pending = after(experiment(others | {"d": "pending"}), 1, None, d=0)
+    assert (pending.arms[3].status, pending.arms[3].weight) == ("pending", 0.0)
+    table = DecisionTable(max_age_ms=10**9, clock_ms=lambda: 7)
+    table.set_experiment("e", experiment(others | {"d": "pending"}))
+    table.set_allocation("e", msgspec.structs.replace(pending, version=1), 7)
+    assert "d" not in {table.decide("e", f"unit-{i}").arm_id for i in range(500)}
+    incubating = after(experiment(others | {"d": "incubating"}, revision=2), 2, pending, d=0)
+    assert (incubating.arms[3].status, incubating.arms[3].weight) == ("incubating", 0.25)
+    active = after(experiment(others | {"d": "incubating"}, revision=2), 3, incubating, d=2000)
+    assert active.arms[3].status == "active"
+    stopped = after(experiment(others | {"d": "stopped"}, revision=3), 4, active)
+    assert (stopped.arms[3].status, stopped.arms[3].weight) == ("stopped", 0.0)
+    again = after(experiment(others | {"d": "active"}, revision=4), 5, stopped)
+    assert (again.arms[3].status, again.arms[3].weight > 0) == ("active", True)
+    dropped = after(experiment(others | {"d": "dropped"}, revision=5), 6, again)
+    assert (dropped.arms[3].status, dropped.arms[3].weight) == ("dropped", 0.0)
+    kept = after(experiment(others | {"d": "active"}, revision=6), 7, dropped)
+    assert kept.arms[3].status == "dropped", "whatever a record says: it returns only as another arm"
+    assert after(experiment(others | {"d": "pending"}), 2, pending, d=0).arms[3].status == "pending"
+
+
 def hopeless(hours: int, **lifecycle: Any) -> list[Allocation]:
     record = experiment(
         dict.fromkeys("abc", "active"), policy=Policy(lifecycle=Lifecycle(drop=True, **lifecycle))

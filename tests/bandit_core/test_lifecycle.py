@@ -7,12 +7,10 @@ from bandit_core.inference import harmful_arms
 from bandit_core.lifecycle import (
     ArmLife,
     DropRule,
-    ExperimentStatus,
     FloorRule,
     HoldoutRule,
     IncubationRule,
     advance_arms,
-    change_status,
     limit_step,
     next_holdout,
 )
@@ -110,16 +108,6 @@ def test_floors_fall_with_traffic_within_bounds() -> None:
 def test_guardrails_stop_arms_but_not_control() -> None:
     got = advance([ACTIVE, ACTIVE, ACTIVE], [0.3, 0.3, 0.4], harmful=[True, True, False])
     assert [x.status.value for x in got] == ["active", "stopped", "active"]
-
-
-def test_statuses_move_along_their_ways() -> None:
-    status = ExperimentStatus
-    assert change_status(status.DRAFT, status.LIVE) is status.LIVE
-    assert change_status(status.LIVE, status.LIVE) is status.LIVE
-    with pytest.raises(ValueError, match="archived cannot become live; possible: none, it is final"):
-        change_status(status.ARCHIVED, status.LIVE)
-    with pytest.raises(ValueError, match="completed cannot become paused; possible: archived"):
-        change_status(status.COMPLETED, status.PAUSED)
 
 
 def test_steps_are_limited_without_leaving_the_simplex() -> None:
