@@ -18,7 +18,7 @@ import numpy as np
 
 from bandit_core.posteriors import BetaPosterior, BetaPrior
 from bandit_core.shares import ArmStatus
-from streams.allocations import Allocation
+from streams.allocations import Allocation, AllocationState
 from streams.allocator.compute import LEVEL
 from streams.allocator.counts_state import ArmCounts
 from streams.allocator.history import MICRO
@@ -58,6 +58,7 @@ class Report(NamedTuple):
     notes: tuple[str, ...]
     lower_is_better: bool = False
     inference: Inference | None = None
+    model_state: AllocationState | None = None
 
 
 def report(
@@ -125,6 +126,7 @@ def report(
         notes=_notes(record, counting, arms, n_allocations),
         lower_is_better=counting.reward.lower_is_better,
         inference=inference,
+        model_state=allocation.state if allocation else None,
     )
 
 

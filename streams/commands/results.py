@@ -164,7 +164,7 @@ def _show(found: Report) -> None:
     title = f"{found.experiment_id}: {found.status}, metric {found.metric} ({found.kind})"
     title += f", definition version {found.version}"
     if found.allocation_version is not None:
-        title += f", allocation {found.allocation_version}"
+        title += f", allocation {found.allocation_version}, {found.model_state}"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("arm")
     table.add_column("status")

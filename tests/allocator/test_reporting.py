@@ -82,7 +82,8 @@ def test_the_comparison_group_stands_apart_and_weights_come_from_the_allocation(
     assert found.comparison.mean == pytest.approx(6 / 52)
     assert [arm.weight for arm in found.arms] == [0.5, 0.5, 0.0]
     assert of({}).comparison is None
-    assert of({}).allocation_version is None
+    assert found.model_state == "created"
+    assert (of({}).allocation_version, of({}).model_state) == (None, None)
 
 
 def test_values_are_given_in_the_metrics_unit() -> None:

@@ -114,6 +114,10 @@ async def check_an_owner_killed_while_it_trained(world: World, newest: Allocatio
     key = world.partition("banner")
     await world.send("allocations", key, b"banner", encode_allocation(training))
     assert (await audit(world.settings)).ok, "the same version, and no more than that is said of it"
+    results = await asyncio.to_thread(output_of, world.settings, "results", "banner", "--json")
+    assert json.loads(results)["model_state"] == "training"
+    results = await asyncio.to_thread(output_of, world.settings, "results", "banner")
+    assert f"allocation {newest.version}, training" in " ".join(results.split())
     async with EdgeClient(world.settings, clock_ms=lambda: newest.computed_at_ms) as edge:
         held = edge.allocation("banner")
         assert held is not None
