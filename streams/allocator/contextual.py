@@ -3,8 +3,9 @@
 What: `allocate_by_segment` fits :mod:`bandit_core.contextual` on the steering view's counts by segment and
 gives every segment weights of its own; the overall weights of the record are their average, weighted by the
 segments' trials. Trials and successes of a segment are worth what steering has found for the arm as a whole
-(delay, forgetting). Features are those of the definition, each with its level ``other``; design factors, or
-the arms themselves where there are none, are the arms' side, and every feature interacts with every factor.
+(delay, forgetting). Features are those of the definition, each with its level ``other``. The arms' side are
+the design factors, and each arm that is no combination of them, by itself; every feature interacts with every
+factor.
 
 Why an average beside: edges that do not know a unit's segment, and people, need one table.
 
@@ -66,12 +67,17 @@ class Averaged:
         return PolicyWeights(weights, weights)
 
 
+def _features(context: ContextInputs) -> tuple[CoreFeature, ...]:
+    return tuple(CoreFeature(name, levels) for name, levels in context.features)
+
+
 def _design(context: ContextInputs, arm_ids: Sequence[str]) -> Design:
-    features = tuple(CoreFeature(name, levels) for name, levels in context.features)
-    if context.factors:
-        factors = tuple(CoreFeature(f"factor {name}", levels) for name, levels in context.factors)
-    else:
-        factors = (CoreFeature("the arm", tuple(arm_ids)),)
+    """Features, factors, and as one factor more the arms that are no combination of these."""
+    features = _features(context)
+    factors = tuple(CoreFeature(f"factor {name}", levels) for name, levels in context.factors)
+    # In the arms' order: the mapping is sorted where it was read from a record.
+    if alone := tuple(arm_id for arm_id in arm_ids if not any(context.levels[arm_id])):
+        factors = (*factors, CoreFeature("the arm", alone))
     pairs = tuple((feature.name, factor.name) for feature in features for factor in factors)
     return Design(features, factors, interactions=pairs)
 
@@ -80,7 +86,7 @@ def segment_names(context: ContextInputs) -> tuple[str, ...]:
     """Names of all segments, ``other`` included, in the model's order."""
     segmenter = Segmenter([Feature(name=name, levels=levels) for name, levels in context.features])
     names = [name for name, _ in context.features]
-    design = _design(context, ["any"])
+    design = Design(_features(context), (CoreFeature("any", ("any",)),))
     return tuple(
         segmenter.segment(dict(zip(names, segment, strict=True)))[0]
         for segment in design.segments(with_other=True)
@@ -118,9 +124,10 @@ def allocate_by_segment(
     trials *= _worth(posterior.data_trials[0], [arm.trials for arm in inputs.arms])
     rewards *= _worth(posterior.data_successes[0], [arm.value_micros / MICRO for arm in inputs.arms])
     rewards = np.minimum(rewards, trials)
-    levels = [context.levels[arm_id] for arm_id in arm_ids] if context.factors else [(a,) for a in arm_ids]
+    design = _design(context, arm_ids)
+    levels = [_levels(context, arm_id, len(design.factors)) for arm_id in arm_ids]
     mode: Literal["gibbs", "laplace"] = "gibbs" if policy.mode == "gibbs" else "laplace"
-    model = fit(_design(context, arm_ids), trials, rewards, rng=rng, mode=mode, n_draws=N_DRAWS, arms=levels)
+    model = fit(design, trials, rewards, rng=rng, mode=mode, n_draws=N_DRAWS, arms=levels)
     allocations = allocate_segments(
         policy,
         model,
@@ -141,6 +148,12 @@ def allocate_by_segment(
     leaders = winners(model, eligible=eligible, lower_is_better=inputs.lower_is_better)
     leader_ids = {name: arm_ids[arm] for name, arm in zip(names, leaders, strict=True)}
     return Segmented(weights, leader_ids, (traffic[:, None] * best).sum(axis=0))
+
+
+def _levels(context: ContextInputs, arm_id: str, n_factors: int) -> tuple[str, ...]:
+    """Levels of an arm in the design; a level that is not listed has no effect of its own."""
+    levels = context.levels[arm_id]
+    return (*levels, "" if any(levels) else arm_id) if n_factors > len(context.factors) else levels
 
 
 def _worth(effective: NDArray[np.float64], counted: Sequence[float]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ Cost: O(arms), besides reading the counts.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -21,10 +21,12 @@ from streams.allocator.counts_state import LAG_MAX_HOURS, ArmCounts
 from streams.allocator.history import MICRO, pack_history
 from streams.allocator.packing import Period
 from streams.experiments.definition import (
+    Arm,
     Counting,
     Delay,
     ExperimentRecord,
     ExperimentStatus,
+    Factor,
     Policy,
 )
 from streams.join.cells import HOUR_MS, View
@@ -119,7 +121,10 @@ class GuardrailInputs(Struct, frozen=True, kw_only=True):
 
 
 class ContextInputs(Struct, frozen=True, kw_only=True):
-    """Counts by segment: per arm trials and sum of rewards; names and levels are as in the definition."""
+    """Counts by segment: per arm trials and sum of rewards; names and levels are as in the definition.
+
+    An arm that is no combination of the factors has empty levels.
+    """
 
     features: tuple[tuple[str, tuple[str, ...]], ...]
     factors: tuple[tuple[str, tuple[str, ...]], ...]
@@ -387,14 +392,20 @@ def _context(
     for segment in sorted(counts):
         found = [counts[segment].get(arm.arm_id, _NOTHING) for arm in arms]
         segments[segment] = tuple((got.trials, got.value_micros) for got in found)
-    # Arms that a later document added by hand have no levels: then the arms themselves are what differs.
-    factors = record.factors if all(arm.levels for arm in arms) else ()
+    factors = record.factors if any(arm.levels for arm in arms) else ()
     return ContextInputs(
         features=tuple((each.name, each.levels) for each in sorted(counting.features, key=lambda f: f.name)),
         factors=tuple((factor.name, factor.levels) for factor in factors),
-        levels={arm.arm_id: tuple(arm.levels[factor.name] for factor in factors) for arm in arms},
+        levels={arm.arm_id: _levels(arm, factors) for arm in arms},
         segments=segments,
     )
+
+
+def _levels(arm: Arm, factors: Sequence[Factor]) -> tuple[str, ...]:
+    """Levels of an arm; empty ones where it is no combination of the factors."""
+    levels = tuple(arm.levels.get(factor.name, "") for factor in factors)
+    known = all(level in factor.levels for level, factor in zip(levels, factors, strict=True))
+    return levels if known else ("",) * len(factors)
 
 
 def _frozen(record: ExperimentRecord, last: Allocation | None) -> Frozen | None:

@@ -125,7 +125,7 @@ def _cells(
         return Design((), factors, interactions=tuple(pairs)), worth[None], (worth * means)[None]
     features = tuple(CoreFeature(name, levels) for name, levels in context.features)
     pairs += [(feature.name, factor.name) for feature in features for factor in factors]
-    places = {arm_id: place for place, arm_id in enumerate(context.levels)}
+    places = {arm.arm_id: place for place, arm in enumerate(allocation.arms)}
     cells = np.array(
         [
             [

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from bandit_core.policies.base import DefinitionError, Parameters
-from streams.allocations import Allocation, encode_allocation
+from streams.allocations import Allocation, decode_allocation, encode_allocation
 from streams.allocator.compute import Job, Stamp, compute, inputs_in
 from streams.allocator.contextual import Averaged
 from streams.allocator.counts_state import CountsState
@@ -72,7 +72,7 @@ def job(record: ExperimentRecord, state: CountsState, last: Allocation | None = 
 def one(record: ExperimentRecord, state: CountsState, last: Allocation | None = None) -> Allocation:
     (found,) = compute([job(record, state, last)])
     assert isinstance(found, Allocation), found
-    (again,) = compute([Job(inputs_in(found), STAMP)])
+    (again,) = compute([Job(inputs_in(decode_allocation(encode_allocation(found))), STAMP)])
     assert isinstance(again, Allocation)
     assert encode_allocation(again) == encode_allocation(found)
     return found
@@ -207,6 +207,27 @@ def test_factors_carry_over_to_arms_that_were_hardly_seen() -> None:
         assert max(found.segments[f"country={country}|device=mobile"]) == pytest.approx(
             found.segments[f"country={country}|device=mobile"][3]
         )
+
+
+def test_an_arm_that_is_no_combination_leaves_the_others_their_factors() -> None:
+    factors = (Factor(name="colour", levels=("red", "green")), Factor(name="text", levels=("short", "long")))
+    arms = tuple(
+        Arm(arm_id=f"{colour}-{text}", levels={"colour": colour, "text": text})
+        for colour in factors[0].levels
+        for text in factors[1].levels
+    )
+    alone = (
+        Arm(arm_id="free", content="x"),
+        Arm(arm_id="old", status="stopped", levels={"size": "s"}),
+        Arm(arm_id="extra", content="y"),
+    )
+    effects = {"red-short": 0.05, "red-long": 0.1, "green-short": 0.1, "free": 0.04, "old": 0.03}
+    rates = {(device, arm_id): rate for device in ("mobile", "desktop") for arm_id, rate in effects.items()}
+    found = one(experiment(arms=(*arms, *alone), factors=factors, control="red-short"), counted(rates))
+    levels = found.inputs["context"]["levels"]
+    assert {levels[arm_id] for arm_id in ("free", "old", "extra")} == {("", "")}
+    assert set(found.segment_best.values()) == {"green-long"}, "never seen, and known by its levels"
+    assert {weights[5] for weights in found.segments.values()} == {0.0}
 
 
 def test_a_stopped_arm_has_no_weight_in_any_segment() -> None:

@@ -18,7 +18,8 @@ from streams.allocations import Allocation
 from streams.allocator.service import AllocatorService
 from streams.config import GenerateSettings, Settings
 from streams.embedded import Broker
-from streams.errors import BudgetExhausted, EndpointFailed
+from streams.errors import BudgetExhausted, EndpointFailed, LifecycleError
+from streams.experiments import proposals
 from streams.experiments.definition import (
     Arm,
     Counting,
@@ -26,6 +27,7 @@ from streams.experiments.definition import (
     Factor,
     Lifecycle,
     Policy,
+    Proposal,
     Proposing,
     Reward,
     Spending,
@@ -35,7 +37,7 @@ from streams.experiments.view import ExperimentsView
 from streams.join.cells import HOUR_MS
 from streams.metrics import Metrics
 from streams.proposals.endpoint import Endpoint
-from streams.proposals.generating import Outcome, generate
+from streams.proposals.generating import Outcome, add_proposals, change, generate
 from streams.proposals.service import Proposer
 from tests.edge.conftest import allocation
 from tests.harness.allocator_world import (
@@ -63,7 +65,7 @@ async def at_once(_: float) -> None:
     """Wait for nothing."""
 
 
-async def run(
+async def generated(
     world: World, server: FakeEndpoint, *, moderated: bool = False, store: ExperimentStore | None = None
 ) -> Outcome:
     async with Endpoint(settings(server), sleep=at_once) as endpoint:
@@ -89,7 +91,7 @@ async def test_generated_proposals_are_judged_and_paid_for(broker: Broker, topic
     async with world_of(broker, topic_prefix, counts_partitions=1) as world, serving() as server:
         await world.store.write(experiment("banner", proposing=Proposing(max_requests=6, auto_approve=True)))
         server.answers = [web.Response(status=500), variants("One", "Two")]
-        found = await run(world, server)
+        found = await generated(world, server)
         assert (found.used, found.refused) == (Spending(requests=2, tokens=123), ())
         record = await newest(world)
         assert record.proposals == found.added
@@ -101,18 +103,18 @@ async def test_generated_proposals_are_judged_and_paid_for(broker: Broker, topic
 
         server.answers = [variants("Three", "Bad")]
         server.moderations = [moderation(), moderation("hate")]
-        found = await run(world, server, moderated=True)
+        found = await generated(world, server, moderated=True)
         assert ([each.status for each in found.added], found.refused) == (["approved"], ("hate",))
         record = await newest(world)
         assert (record.arms[-1].content, record.arms[-1].status) == ("Three", "incubating")
 
         server.answers = []
         with pytest.raises(EndpointFailed, match="in 3 attempts"):
-            await run(world, server)
+            await generated(world, server)
         assert (await newest(world)).spending == Spending(requests=6, tokens=246)
         n_asked = len(server.asked)
         with pytest.raises(BudgetExhausted, match="6 of 6 requests"):
-            await run(world, server)
+            await generated(world, server)
         assert len(server.asked) == n_asked, "nothing is asked that cannot be paid for"
 
 
@@ -124,7 +126,7 @@ async def test_two_who_generate_at_once_do_not_spend_more_than_there_is(
         server.answers = [variants("One"), variants("Two")]
         async with ExperimentStore(world.settings) as other:
             results = await asyncio.gather(
-                run(world, server), run(world, server, store=other), return_exceptions=True
+                generated(world, server), generated(world, server, store=other), return_exceptions=True
             )
         assert sorted(type(each).__name__ for each in results) == ["BudgetExhausted", "Outcome"]
         record = await newest(world)
@@ -348,3 +350,31 @@ async def command(
     )
     assert ended.returncode == status, ended.stdout
     return ended.stdout
+
+
+async def test_of_two_who_decide_at_once_one_is_told_that_it_is_decided(
+    broker: Broker, topic_prefix: str
+) -> None:
+    async with world_of(broker, topic_prefix, counts_partitions=1) as world:
+        await world.store.write(with_factors())
+        pending = Proposal(source="factors", levels={"text": "d"})
+        await add_proposals(world.store, "banner", [pending], now_ms=lambda: 7)
+        async with ExperimentStore(world.settings) as other:
+
+            def approve(record: ExperimentRecord) -> ExperimentRecord:
+                return proposals.approve(record, "p1", now_ms=8)
+
+            def reject(record: ExperimentRecord) -> ExperimentRecord:
+                return proposals.reject(record, "p1", now_ms=8)
+
+            results = await asyncio.gather(
+                change(world.store, "banner", approve),
+                change(other, "banner", reject),
+                return_exceptions=True,
+            )
+        (error,) = [each for each in results if isinstance(each, BaseException)]
+        assert isinstance(error, LifecycleError)
+        record = await newest(world)
+        (decided,) = record.proposals
+        assert f"p1 is {decided.status} already" in str(error)
+        assert len(record.arms) == 3 + (decided.status == "approved")
