@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from bandit_core.counts import PeriodCounts
+from bandit_core.inference import report
 from bandit_core.league import (
     chunk_key,
     claims,
@@ -220,6 +222,24 @@ def test_claims_where_lower_is_better_name_the_lower_arm() -> None:
     lower = claims(_simulated([[500, 1000]], lower_is_better=True))
     assert (lower.false_winner[0], lower.covered[0], lower.winner_period[0]) == (False, True, 24)
     assert claims(_simulated([[1000, 500]], lower_is_better=True)).false_winner[0]
+
+
+@pytest.mark.parametrize("policy", ["uniform", "thompson"])
+def test_claims_are_those_of_the_report(policy: str) -> None:
+    """What planning and league count as a claim is what a report of the same counts says, look by look."""
+    scenario = scenario_from_definition(SHORT | {"rates": [0.08, 0.10, 0.13], "n_periods": 120})
+    got = simulate(scenario, policy_from_definition(policy), n_runs=4, rng=np.random.default_rng(2))
+    said = claims(got)
+    for run in range(4):
+        named = np.inf
+        for end in range(24, 121, 24):
+            counts = PeriodCounts.of(got.trials[:end, run], got.successes[:end, run])
+            found = report(counts, propensities=got.weights[:end, run], control=0, window_periods=0)
+            if found.winner == 2 and named == np.inf:
+                named = end
+        assert said.winner_period[run] == named
+    if policy == "uniform":
+        assert np.isfinite(said.winner_period).any(), "or nothing was compared"
 
 
 def test_an_arm_that_is_gone_need_not_be_beaten_and_cannot_win() -> None:

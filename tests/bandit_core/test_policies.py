@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bandit_core.policies import POLICIES, DefinitionError, Evidence, Need, gather, policy_from_definition
-from bandit_core.posteriors import BetaPosterior
+from bandit_core.posteriors import BetaPosterior, GaussianPosterior, GaussianPrior
 
 RNG_SEED = 1
 
@@ -166,3 +166,72 @@ def test_a_policy_gets_only_what_it_declares() -> None:
     assert evidence.probability_best is None
     with pytest.raises(ValueError, match="lacks probability_best"):
         policy_from_definition("thompson").choose(evidence, np.random.default_rng(0))
+
+
+def test_thompson_on_paper() -> None:
+    # Nothing seen: Beta(1, 1), density 1. One success of one: Beta(2, 1), density 2x.
+    # P(second > first) = ∫ 2x * x dx = 2/3.
+    assert choose("thompson", evidence_of([0, 1], [0, 1])) == pytest.approx([1 / 3, 2 / 3], abs=1e-9)
+    # Two successes of two: ∫ 3x^2 * x dx = 3/4; squared and made to sum to 1: 9 / (9 + 1).
+    assert choose("thompson", evidence_of([0, 2], [0, 2])) == pytest.approx([1 / 4, 3 / 4], abs=1e-9)
+    assert choose("thompson", evidence_of([0, 2], [0, 2]), power=2.0) == pytest.approx([0.1, 0.9], abs=1e-9)
+
+
+def test_thompson_draw_on_paper() -> None:
+    # P(best) is .6, .3, .1: numbers below .6 draw the first, from there to .9 the second, then the third.
+    evidence = Evidence(np.ones((1, 3), dtype=bool), probability_best=np.array([[0.6, 0.3, 0.1]]))
+    policy = policy_from_definition("thompson_draw")
+    for seed in range(20):
+        number = np.random.default_rng(seed).random()
+        chosen = policy.choose(evidence, np.random.default_rng(seed))
+        drawn = 0 if number < 0.6 else 1 if number < 0.9 else 2
+        assert chosen.weights[0].tolist() == [float(arm == drawn) for arm in range(3)]
+        assert chosen.selection_probability[0] == pytest.approx([0.6, 0.3, 0.1])
+
+
+def test_top_two_on_paper() -> None:
+    # Leader a half: arm 1 leads with .6, and challenges with .3 * .6/.7 + .1 * .6/.9 = .3238; half of both.
+    evidence = Evidence(np.ones((1, 3), dtype=bool), probability_best=np.array([[0.6, 0.3, 0.1]]))
+    assert choose("top_two", evidence) == pytest.approx([0.4619, 0.3917, 0.1464], abs=5e-5)
+    # Two arms: each is the other's only challenger, whatever is known.
+    two = Evidence(np.ones((1, 2), dtype=bool), probability_best=np.array([[0.99, 0.01]]))
+    assert choose("top_two", two) == pytest.approx([0.5, 0.5])
+
+
+def test_ucb1_tuned_on_paper() -> None:
+    # t = 100 + 100, ln t = 5.298; per trial 0.05298, sqrt(2 * that) = 0.3255.
+    # First: mean .5, variance .25: min(1/4, .5755) -> bonus sqrt(.05298 / 4) = .1151, bound .6151.
+    # Second: mean .6, every reward .6, variance 0: min(1/4, .3255) -> the same bonus, bound .7151.
+    posterior = BetaPosterior.from_counts([100, 100], [50, 60], squares=[50, 36])
+    evidence = gather(frozenset(Need), posterior, np.ones((1, 2), dtype=bool))
+    assert choose("ucb1_tuned", evidence) == [0.0, 1.0]
+    # Untried arms share before any other; arms with equal bounds share.
+    assert choose("ucb1_tuned", evidence_of([10, 0, 0], [9, 0, 0])) == [0.0, 0.5, 0.5]
+    assert choose("ucb1_tuned", evidence_of([50, 50, 50], [9, 9, 1])) == [0.5, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("name", ["ucb1", "ucb1_tuned"])
+def test_bounds_count_effective_trials_of_eligible_arms(name: str) -> None:
+    # Discounted to 5 and 0.5 trials, t is 5.5: sqrt(2 ln 5.5 / 0.5) = 2.61 lifts the second arm.
+    # (tuned: .92 against .4 + .29).
+    assert choose(name, evidence_of([5, 0.5], [2, 0.0])) == [0.0, 1.0]
+    # A stopped arm's trials are nobody's: t = 200, not 10^9. UCB1: .5 + .326 against .45 + .326.
+    stopped = [True, True, False]
+    assert choose(name, evidence_of([100, 100, 1e9], [50, 45, 1e8], stopped)) == [1.0, 0.0, 0.0]
+
+
+def test_bounds_cap_rewards_to_one() -> None:
+    # Values of 3 a trial count as 1: both arms are at the cap, and the bonuses decide.
+    values = GaussianPosterior.from_sums([[10.0, 20.0]], [[30.0, 20.0]], [[90.0, 20.0]], GaussianPrior())
+    evidence = gather(frozenset(Need), values, np.ones((1, 2), dtype=bool))
+    assert evidence.reward_means is not None
+    assert evidence.reward_means[0].tolist() == [1.0, 1.0]
+    assert choose("ucb1", evidence) == [1.0, 0.0]
+
+
+def test_contextual_weighs_each_segment_by_its_own_chances() -> None:
+    chances = np.array([[0.9, 0.1, 0.0], [0.2, 0.5, 0.3]])
+    evidence = Evidence(np.array([[True, True, True], [True, True, False]]), probability_best=chances)
+    chosen = policy_from_definition("contextual").choose(evidence, np.random.default_rng(0))
+    # In the second segment the third arm is stopped: .2 and .5 of .7.
+    assert chosen.weights == pytest.approx(np.array([[0.9, 0.1, 0.0], [2 / 7, 5 / 7, 0.0]]))
