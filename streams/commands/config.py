@@ -107,4 +107,4 @@ def _default(field: FieldInfo) -> str:
     value = field.default
     if value is None or value == "":
         return "none"
-    return f"`{_plain(value)}`"
+    return f"`{json.dumps(value) if isinstance(value, bool) else _plain(value)}`"  # as in TOML

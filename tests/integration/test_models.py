@@ -161,3 +161,30 @@ async def check_winners_are_locked(world: World) -> None:
     assert table.segments["device=mobile"] == (1.0, 0.0, 0.0)
     assert table.segments["device=desktop"] == (0.0, 0.0, 1.0)
     assert (await audit(world.settings)).ok
+
+
+async def test_a_model_that_cannot_be_fitted_leaves_the_table_as_it_was(
+    broker: Broker, topic_prefix: str
+) -> None:
+    async with world_of(broker, topic_prefix, counts_partitions=1) as world:
+        record = await world.store.write(contextual())
+        experiments = ExperimentsView(world.settings)
+        await experiments.start()
+        metrics = Metrics()
+        async with AllocatorService(world.settings, experiments, metrics):
+            await count(world, START_HOUR)
+            await until(partial(at_hour, world, START_HOUR + 1), "a model")
+            before = (await published(world))[-1]
+            policy = Policy(algorithm="contextual", parameters={"mode": "magic"})
+            await world.store.write(msgspec.structs.replace(record, revision=2, policy=policy))
+
+            async def failed() -> bool:
+                states = [table.state for table in await published(world)]
+                return states[-2:] == ["training", "trained"] and states.count("training") == 2
+
+            await until(failed, "a model that could not be fitted")
+            assert (await published(world))[-1] == before
+            assert metrics.registry.get_sample_value("bandit_allocator_failures_total") == 1
+            label = {"experiment": "banner", "state": "trained"}
+            assert metrics.registry.get_sample_value("bandit_allocation_model_state", label) == 1
+        await experiments.stop()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -378,3 +379,28 @@ async def test_of_two_who_decide_at_once_one_is_told_that_it_is_decided(
         (decided,) = record.proposals
         assert f"p1 is {decided.status} already" in str(error)
         assert len(record.arms) == 3 + (decided.status == "approved")
+
+
+async def test_a_worker_proposes_after_a_drop(broker: Broker, topic_prefix: str, tmp_path: Path) -> None:
+    async with world_of(broker, topic_prefix, counts_partitions=1) as world:
+        await world.store.write(with_factors(proposing=Proposing(on_drop=True)))
+        await close_hours(world, START_HOUR, START_HOUR + 20)
+        program = "import sys, streams.cli; sys.exit(streams.cli.main())"
+        own = {"BANDIT_WEB_PORT": "0", "BANDIT_DATA_DIR": str(tmp_path / "data")}
+        with (tmp_path / "worker.log").open("wb") as output:
+            worker = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-c", program, "worker", "--roles", "allocator"),
+                env=os.environ | environment_of(world.settings) | own,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            await until(partial(has_proposals, world, 1), "a proposal of the worker")
+        finally:
+            worker.terminate()
+            await worker.wait()
+            print((tmp_path / "worker.log").read_text()[-4000:])
+        assert worker.returncode == 0
+        (proposal,) = (await newest(world)).proposals
+        assert (proposal.arm_id, proposal.dropped, proposal.status) == ("d", "c", "pending")
