@@ -33,6 +33,7 @@ TopicName = Literal[
     "counts",
     "allocation-log",
     "allocations",
+    "results",
     "dead-letters",
 ]
 TOPIC_NAMES: tuple[TopicName, ...] = get_args(TopicName)
@@ -158,7 +159,7 @@ class Settings(BaseSettings):
         description="Partitions of exposures, conversions and journal. Growing it is a migration.",
     )
     counts_partitions: int = Field(
-        default=4, ge=1, le=1024, description="Partitions of counts, allocation-log and allocations."
+        default=4, ge=1, le=1024, description="Partitions of counts, allocation-log, allocations and results."
     )
     replication_factor: int = Field(default=3, ge=1, le=32767, description="Replicas of every topic.")
     min_insync_replicas: int = Field(

@@ -298,6 +298,17 @@ class Metrics(_Registered):
         self.allocator_skipped_intervals_total = self._counter(
             "allocator_skipped_intervals_total", "Intervals that closed without an allocation being computed."
         )
+        self.results_published_total = self._counter(
+            "results_published_total", "Results written to the topic results."
+        )
+        self.results_failures_total = self._counter(
+            "results_failures_total", "Results that could not be made; the last ones stay."
+        )
+        self.results_duration_seconds = self._histogram(
+            "results_duration_seconds",
+            "Time to make the results of up to eight experiments, waiting for a process included.",
+            _RECOMPUTE_BUCKETS_S,
+        )
         self.allocator_failures_total = self._counter(
             "allocator_failures_total", "Allocations that could not be computed; the last one stays in force."
         )

@@ -18,6 +18,7 @@ from streams.allocations import Allocation
 from streams.config import TopicName
 from streams.events import Conversion, Exposure
 from streams.experiments.definition import ExperimentRecord
+from streams.results import Results
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -69,6 +70,16 @@ PUBLIC_TOPICS = (
         "Allocations",
         "Compacted: the newest allocation table of every experiment; a record without value (a tombstone)"
         " ends one. Keep the greatest version.",
+    ),
+    PublicTopic(
+        "results",
+        Results,
+        "experiment_id, UTF-8",
+        "experiment_id",
+        "send",
+        "Results",
+        "Compacted: what may be reported of every experiment, as of its newest allocation's boundary; a"
+        " record without value (a tombstone) ends one. See docs/experiments.md.",
     ),
     PublicTopic(
         "experiments",

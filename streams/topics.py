@@ -1,10 +1,10 @@
-"""The eight topics: what each must be, creating them, and checking what a cluster has.
+"""The nine topics: what each must be, creating them, and checking what a cluster has.
 
 Every property that the product relies on is written into the topic when it is created and compared when a
 worker starts; nothing is left to the broker's defaults, and no topic is ever created by being mentioned
 (metadata is asked for all topics, never for one by name, because asking by name may create it). Partition
 counts must be equal where two topics are read together: exposures, conversions and journal; counts,
-allocation-log and allocations.
+allocation-log, allocations and results.
 
 Creating leaves existing topics as they are. Checking costs two requests to the cluster.
 """
@@ -33,7 +33,7 @@ CHECK_COMMAND = "bandit-streams topics check"
 
 CO_PARTITIONED: tuple[tuple[Literal["partitions", "counts_partitions"], tuple[TopicName, ...]], ...] = (
     ("partitions", ("exposures", "conversions", "journal")),
-    ("counts_partitions", ("counts", "allocation-log", "allocations")),
+    ("counts_partitions", ("counts", "allocation-log", "allocations", "results")),
 )
 
 Rule = Literal["equal", "at_least", "at_most"]

@@ -37,6 +37,7 @@ def test_every_topic_is_specified_once_and_fully() -> None:
     partitions = {spec.role: spec.partitions for spec in specs}
     assert partitions["exposures"] == partitions["conversions"] == partitions["journal"] == 6
     assert partitions["counts"] == partitions["allocation-log"] == partitions["allocations"] == 3
+    assert partitions["results"] == 3
     for spec in specs:
         assert spec.configs["unclean.leader.election.enable"] == "false"
         assert spec.configs["min.insync.replicas"] == "2"
@@ -54,6 +55,7 @@ def test_what_the_join_and_the_edges_rely_on() -> None:
         "experiments",
         "counts",
         "allocations",
+        "results",
     }
     assert int(configs["allocations"]["delete.retention.ms"]) >= 7 * DAY_MS
 
@@ -78,7 +80,7 @@ def test_unequal_counts_are_one_finding_that_names_all_three() -> None:
 
 def test_equal_counts_that_differ_from_the_setting_say_which_setting() -> None:
     states = matching_states()
-    for role in ("counts", "allocation-log", "allocations"):
+    for role in ("counts", "allocation-log", "allocations", "results"):
         states[role] = dataclasses.replace(states[role], partitions=12)
     (finding,) = compare_topics(SETTINGS, states)
     assert "12 partitions each, but counts_partitions is 3" in finding.problem

@@ -7,30 +7,34 @@ it is safe to stop.
 """
 
 from bandit_core.inference.batched import BatchedContrast, batched_ols, require_independent_batches
-from bandit_core.inference.off_policy import NoOverlap, OffPolicyEstimate, off_policy
+from bandit_core.inference.contrasts import Contrast, Interval, lifts_against, pairwise_contrasts
+from bandit_core.inference.off_policy import NoOverlap, OffPolicyEstimate, off_policy, off_policy_difference
 from bandit_core.inference.ratio import RatioTest, sample_ratio_test
-from bandit_core.inference.report import ASSUMPTIONS, ArmReport, Interval, Report, report
+from bandit_core.inference.report import ASSUMPTIONS, ArmReport, Report, ReportSettings, report
 from bandit_core.inference.sequences import (
-    Contrast,
     Sequence,
     difference_sequence,
     harmful_arms,
     lift_sequence,
-    pairwise_contrasts,
+    rest_increments,
+    trailing_arms,
 )
-from bandit_core.inference.stopping import InSample, StopAdvice, in_sample, safe_to_stop
+from bandit_core.inference.stopping import Estimate, InSample, StopAdvice, in_sample, safe_to_stop
+from bandit_core.inference.values import value_difference, value_lift
 
 __all__ = [
     "ASSUMPTIONS",
     "ArmReport",
     "BatchedContrast",
     "Contrast",
+    "Estimate",
     "InSample",
     "Interval",
     "NoOverlap",
     "OffPolicyEstimate",
     "RatioTest",
     "Report",
+    "ReportSettings",
     "Sequence",
     "StopAdvice",
     "batched_ols",
@@ -38,10 +42,16 @@ __all__ = [
     "harmful_arms",
     "in_sample",
     "lift_sequence",
+    "lifts_against",
     "off_policy",
+    "off_policy_difference",
     "pairwise_contrasts",
     "report",
     "require_independent_batches",
+    "rest_increments",
     "safe_to_stop",
     "sample_ratio_test",
+    "trailing_arms",
+    "value_difference",
+    "value_lift",
 ]

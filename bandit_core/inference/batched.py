@@ -22,6 +22,8 @@ __all__ = ["BatchedContrast", "batched_ols", "require_independent_batches"]
 
 Array = NDArray[np.float64]
 
+_FEW_SUCCESSES = 20.0
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchedContrast:
@@ -72,6 +74,7 @@ def batched_ols(
     period: int,
     end_period: int,
     alpha: float = 0.05,
+    squares: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> BatchedContrast:
     """Difference of two arms' rates at the end of an experiment.
 
@@ -82,6 +85,8 @@ def batched_ols(
     period, end_period : int
         Now, and the end fixed in the definition before the start: they must be equal.
     alpha : float
+    squares : pair of array_like, optional
+        Sums of squares for values; default rates.
 
     Returns
     -------
@@ -104,10 +109,15 @@ def batched_ols(
     )
     both = (n_a > 0.0) & (n_b > 0.0)
     m_a, m_b = np.where(both, n_a, 1.0), np.where(both, n_b, 1.0)
-    # Half a success of the whole in each batch: an empty batch would have no variance.
-    overall = (s_a + s_b).sum(axis=0) / np.maximum((n_a + n_b).sum(axis=0), 1.0)
-    rate = (s_a + s_b + overall) / (n_a + n_b + 1.0)
-    precision = np.where(both, np.sqrt(m_a * m_b / (m_a + m_b) / np.maximum(rate * (1.0 - rate), 1e-12)), 0.0)
+    n, s = n_a + n_b, s_a + s_b
+    q = s if squares is None else np.asarray(squares[0], dtype=np.float64) + np.asarray(squares[1])
+    # A batch's variance is its own where it has many successes, and the whole's where it has few: an empty
+    # batch would seem certain, weigh most, and draw the estimate to no difference.
+    mean, square = (array.sum(axis=0) / np.maximum(n.sum(axis=0), 1.0) for array in (s, q))
+    pseudo = _FEW_SUCCESSES * np.divide(square, mean**2, out=np.zeros_like(mean), where=mean > 0.0)
+    rate = (s + pseudo * mean) / np.maximum(n + pseudo, 1e-300)
+    variance = (q + pseudo * square) / np.maximum(n + pseudo, 1e-300) - rate**2
+    precision = np.where(both, np.sqrt(m_a * m_b / (m_a + m_b) / np.maximum(variance, 1e-12)), 0.0)
     difference = np.where(both, s_a / m_a - s_b / m_b, 0.0)
     n_batches = both.sum(axis=0)
     total = np.maximum(precision.sum(axis=0), 1e-300)

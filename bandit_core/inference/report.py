@@ -20,44 +20,60 @@ from bandit_core.delay import (
     lag_sums,
     log_likelihood_ratio_of_arms,
 )
-from bandit_core.inference.ratio import sample_ratio_test
-from bandit_core.inference.sequences import Contrast, difference_sequence, lift_sequence, pairwise_contrasts
+from bandit_core.inference.contrasts import Contrast, Interval, lifts_against, pairwise_contrasts
+from bandit_core.inference.ratio import RatioTest, sample_ratio_test
+from bandit_core.inference.sequences import difference_sequence
 from bandit_core.inference.stopping import StopAdvice, safe_to_stop
+from bandit_core.inference.values import value_difference
 from bandit_core.posteriors.beta import BetaPosterior
 from bandit_core.stratification import stratify
 
-__all__ = ["ASSUMPTIONS", "ArmReport", "Interval", "Report", "report"]
+__all__ = ["ASSUMPTIONS", "ArmReport", "Report", "ReportSettings", "report"]
 
 Array = NDArray[np.float64]
 
 #: What each figure needs to be true.
 ASSUMPTIONS = {
     "rate": "descriptive; adaptive traffic biases an arm's own mean a little downwards",
+    "last_day": "descriptive, pooled over a day or an hour; conversions of these units are still to come",
     "contrasts": "one trial per unit, assignment by hash; holds at every look and for chosen arms",
     "lift_control": "as contrasts; relative effects equal in all periods, or else their weighted average",
+    "lift_best": "as lift_control; simultaneous over all pairs, for best and worst were chosen by looking",
     "bandit_effect": "fixed shares of the two groups, one trial per unit; holds at every look",
     "sample_ratio": "one trial per unit; wrong alarms in at most 1 of 1,000 experiments",
     "safe_to_stop": "no claim that the leader is better; rates stay as they were",
+    "reversals": "descriptive: how often the leader of a day was another one than the day before",
+    "exploration_share": "descriptive: units of the last day that did not see the arm with the best rate",
 }
 
 _CROSSOVER_SHARE = 0.01
+_LEFT_OUT_SHARE = 0.05  # of the trials
 _DELAYS_DIFFER = 3.0  # log Bayes factor
 _DRIFT_Z = 3.09  # one in a thousand
+_ALL_PAIRS_MAX_ARMS = 12  # of more arms only pairs with control, the best or the worst are told
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate with its interval; ``claim`` is 1 (above 0), -1 (below) or 0 (cannot be said)."""
+class ReportSettings:
+    """How a report is made.
 
-    estimate: float
-    low: float
-    high: float
-    claim: int
+    Parameters
+    ----------
+    lower_is_better : bool
+    values : bool
+        Whether rewards are values as shares of a cap, with sums of squares, and not rates.
+    alpha : float
+        Error of all contrasts together, and of each other part.
+    target_information : float
+        See :func:`bandit_core.inference.sequences.difference_sequence`.
+    periods_per_day : int
+    """
 
-    @classmethod
-    def of(cls, estimate: float, low: float, high: float) -> Interval:
-        """Derive the claim from the bounds."""
-        return cls(estimate, low, high, int(low > 0.0) - int(high < 0.0))
+    lower_is_better: bool = False
+    values: bool = False
+    alpha: float = 0.05
+    target_information: float = 500.0
+    periods_per_day: int = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +89,8 @@ class ArmReport:
         Credible interval of its pooled rate; descriptive.
     lift_control : Interval or None
         Relative, simultaneous over arms and looks; None for control itself and where there is no overlap.
+    lift_best, lift_worst : Interval or None
+        Relative to the arms that seem best and worst, simultaneous over all pairs.
     share, last_day_rate, last_hour_rate : float
     """
 
@@ -82,6 +100,8 @@ class ArmReport:
     low: float
     high: float
     lift_control: Interval | None
+    lift_best: Interval | None
+    lift_worst: Interval | None
     share: float
     last_day_rate: float
     last_hour_rate: float
@@ -95,7 +115,11 @@ class Report:
     ----------
     arms : tuple of ArmReport
     contrasts : tuple of Contrast
-        All pairs of arms with overlap, simultaneous.
+        All pairs of arms with overlap, simultaneous; of more than twelve arms those with control, best or
+        worst.
+    best, worst : int or None
+        Live arms with the highest and lowest mean of finished trials (the other way round where less is
+        better); None for one arm alone.
     winner : int or None
         The arm that is better than every other one by these contrasts.
     bandit_effect : Interval or None
@@ -112,6 +136,8 @@ class Report:
 
     arms: tuple[ArmReport, ...]
     contrasts: tuple[Contrast, ...]
+    best: int | None
+    worst: int | None
     winner: int | None
     bandit_effect: Interval | None
     sample_ratio_p: float
@@ -122,19 +148,42 @@ class Report:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Finished:
+    """Trials whose window is over: arrays (n_periods, n_arms), and which arms are live."""
+
+    n: Array
+    s: Array
+    q: Array
+    live: NDArray[np.bool_]
+    settings: ReportSettings
+
+    @property
+    def squares(self) -> Array | None:
+        """Sums of squares, for values."""
+        return self.q if self.settings.values else None
+
+    def extremes(self) -> tuple[int | None, int | None]:
+        """Live arms that seem best and worst."""
+        trials = self.n.sum(axis=0)
+        arms = np.flatnonzero(self.live & (trials > 0.0))
+        if len(arms) < 2:
+            return None, None
+        mean = self.s.sum(axis=0)[arms] / trials[arms]
+        best, worst = int(arms[np.argmax(mean)]), int(arms[np.argmin(mean)])
+        return (worst, best) if self.settings.lower_is_better else (best, worst)
+
+
 def report(
     counts: PeriodCounts,
     *,
     propensities: ArrayLike,
     control: int | None,
     window_periods: int,
-    comparison: tuple[ArrayLike, ArrayLike] | None = None,
+    comparison: tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
     crossovers: float = 0.0,
     eligible: ArrayLike | None = None,
-    lower_is_better: bool = False,
-    alpha: float = 0.05,
-    target_information: float = 500.0,
-    periods_per_day: int = 24,
+    settings: ReportSettings | None = None,
 ) -> Report:
     """Report on one experiment.
 
@@ -147,34 +196,62 @@ def report(
     control : int or None
     window_periods : int
         Conversion window; 0 if outcomes are known at once.
-    comparison : pair of array_like, shape (n_periods,), optional
-        Trials and successes of the comparison group.
+    comparison : three array_like, shape (n_periods,), optional
+        Trials, successes (or values) and squares of the comparison group.
     crossovers : float
         Trials whose unit saw a second arm.
     eligible : array_like of bool, shape (n_arms,), optional
         Arms still live; default all.
-    lower_is_better : bool
-    alpha : float
-        Error of all contrasts together, and of each other part.
-    target_information : float
-        See :func:`bandit_core.inference.sequences.difference_sequence`.
-    periods_per_day : int
+    settings : ReportSettings, optional
     """
+    settings = settings or ReportSettings()
     n_arms = counts.trials.shape[1]
     live = np.ones(n_arms, dtype=bool) if eligible is None else np.asarray(eligible, dtype=bool)
     mature = counts.mature(window_periods)
-    n, s = mature.trials, mature.totals()
-    warnings: list[str] = []
-    overlap = np.flatnonzero(n.sum(axis=0) > 0) if len(n) else np.zeros(0, dtype=np.intp)
-    contrasts = (
-        pairwise_contrasts(n, s, alpha=alpha, target_information=target_information, arms=overlap)
-        if len(overlap) > 1
-        else ()
-    )
-    contrasts = tuple(c for c in contrasts if np.isfinite(c.low))
+    done = _Finished(mature.trials, mature.totals(), mature.totals("squares"), live, settings)
+    best, worst = done.extremes()
+    contrasts = _contrasts(done, [arm for arm in (control, best, worst) if arm is not None])
     ratio = sample_ratio_test(counts.trials, propensities) if counts.n_periods else None
-    alarm = bool(ratio.alarm[-1]) if ratio is not None else False
-    if ratio is not None and alarm:
+    posterior = BetaPosterior.from_counts(done.n.sum(axis=0)[None], done.s.sum(axis=0)[None])
+    days = counts.n_periods / settings.periods_per_day
+    reversals, exploration = _leaders(counts, settings)
+    return Report(
+        _arms(counts, done, posterior, control, best, worst),
+        contrasts,
+        best,
+        worst,
+        _winner(contrasts, [int(i) for i in np.flatnonzero(live)], settings.lower_is_better),
+        _bandit_effect(done, comparison, window_periods),
+        float(ratio.p_value[-1]) if ratio is not None else 1.0,
+        bool(ratio.alarm[-1]) if ratio is not None else False,
+        safe_to_stop(posterior, days=days, eligible=live, lower_is_better=settings.lower_is_better),
+        reversals,
+        exploration,
+        _warnings(counts, done, ratio, crossovers, window_periods),
+    )
+
+
+def _contrasts(done: _Finished, told: list[int]) -> tuple[Contrast, ...]:
+    overlap = np.flatnonzero(done.n.sum(axis=0) > 0) if len(done.n) else np.zeros(0, dtype=np.intp)
+    if len(overlap) < 2:
+        return ()
+    found = pairwise_contrasts(
+        done.n,
+        done.s,
+        squares=done.squares,
+        alpha=done.settings.alpha,
+        target_information=done.settings.target_information,
+        arms=overlap,
+        involving=told if len(overlap) > _ALL_PAIRS_MAX_ARMS else None,
+    )
+    return tuple(contrast for contrast in found if np.isfinite(contrast.low))
+
+
+def _warnings(
+    counts: PeriodCounts, done: _Finished, ratio: RatioTest | None, crossovers: float, window_periods: int
+) -> tuple[str, ...]:
+    warnings: list[str | None] = []
+    if ratio is not None and bool(ratio.alarm[-1]):
         warnings.append(
             f"sample ratio: arm {int(ratio.suspect)} has {float(ratio.suspect_factor):.4f} times the units "
             "it should; no comparison can be trusted until that is explained"
@@ -184,27 +261,22 @@ def report(
         warnings.append(
             f"crossovers: {crossovers / total:.1%} of units saw a second arm; differences are diluted"
         )
-    if counts.n_periods and not len(n):
+    if counts.n_periods and not len(done.n):
         warnings.append("no period is older than the conversion window yet: nothing can be compared")
-    warnings.extend(
-        text for text in (_drift(n, s, periods_per_day), _delays(counts, window_periods)) if text is not None
-    )
-    posterior = BetaPosterior.from_counts(n.sum(axis=0)[None], s.sum(axis=0)[None])
-    days = counts.n_periods / periods_per_day
-    stop = safe_to_stop(posterior, days=days, eligible=live, lower_is_better=lower_is_better)
-    arms = _arms(counts, n, s, posterior, control, n_arms, alpha, target_information, periods_per_day)
-    reversals, exploration = _leaders(counts, lower_is_better, periods_per_day)
-    return Report(
-        arms,
-        contrasts,
-        _winner(contrasts, [int(i) for i in np.flatnonzero(live)], lower_is_better),
-        _bandit_effect(n, s, comparison, window_periods, alpha, target_information),
-        float(ratio.p_value[-1]) if ratio is not None else 1.0,
-        alarm,
-        stop,
-        reversals,
-        exploration,
-        tuple(warnings),
+    warnings += [_absent(done), _drift(done), _delays(counts, window_periods)]
+    return tuple(text for text in warnings if text is not None)
+
+
+def _absent(done: _Finished) -> str | None:
+    """Whether some arm is missing from many periods, so that rates are compared over the others."""
+    n = done.n[:, done.n.sum(axis=0) > 0]
+    common = (n > 0).all(axis=1)
+    if not len(n) or n[~common].sum() <= _LEFT_OUT_SHARE * n.sum():
+        return None
+    traffic = (n > 0).any(axis=1)
+    return (
+        f"arms were not shown together: rates are those of the {int(common.sum())} of {int(traffic.sum())} "
+        "periods in which every arm had units, and each contrast is that of the periods its two arms share"
     )
 
 
@@ -221,79 +293,76 @@ def _winner(contrasts: tuple[Contrast, ...], live: list[int], lower_is_better: b
 
 
 def _bandit_effect(
-    n: Array,
-    s: Array,
-    comparison: tuple[ArrayLike, ArrayLike] | None,
-    window_periods: int,
-    alpha: float,
-    target_information: float,
+    done: _Finished, comparison: tuple[ArrayLike, ArrayLike, ArrayLike] | None, window_periods: int
 ) -> Interval | None:
-    if comparison is None or not len(n):
+    if comparison is None or not len(done.n):
         return None
-    trials, successes = (np.asarray(array, dtype=np.float64) for array in comparison)
-    kept = len(trials) - window_periods
-    got = difference_sequence(
-        n.sum(axis=1),
-        s.sum(axis=1),
-        trials[:kept],
-        successes[:kept],
-        alpha=alpha,
-        target_information=target_information,
+    kept = len(np.asarray(comparison[0])) - window_periods
+    n, s, q = (np.asarray(array, dtype=np.float64)[:kept] for array in comparison)
+    all_n, all_s, all_q = (array.sum(axis=1) for array in (done.n, done.s, done.q))
+    settings = done.settings
+    if settings.values:
+        return Interval.last(value_difference(all_n, all_s, all_q, n, s, q, alpha=settings.alpha))
+    return Interval.last(
+        difference_sequence(
+            all_n, all_s, n, s, alpha=settings.alpha, target_information=settings.target_information
+        )
     )
-    return Interval.of(float(got.estimate[-1]), float(got.low[-1]), float(got.high[-1]))
 
 
 def _arms(
     counts: PeriodCounts,
-    n: Array,
-    s: Array,
+    done: _Finished,
     posterior: BetaPosterior,
     control: int | None,
-    n_arms: int,
-    alpha: float,
-    target_information: float,
-    periods_per_day: int,
+    best: int | None,
+    worst: int | None,
 ) -> tuple[ArmReport, ...]:
+    n_arms, day = counts.trials.shape[1], done.settings.periods_per_day
     low, high = posterior.credible_interval()
-    rates = stratify(n, s).rates if len(n) else np.full(n_arms, np.nan)
-    totals = counts.totals()
-    all_trials = counts.trials.sum(axis=0)
-    result = []
-    for i in range(n_arms):
-        lift = None
-        if control is not None and i != control and ((n[:, i] > 0) & (n[:, control] > 0)).any():
-            got = lift_sequence(
-                n[:, i],
-                s[:, i],
-                n[:, control],
-                s[:, control],
-                alpha=alpha / max(n_arms - 1, 1),
-                target_information=target_information,
-            )
-            lift = Interval.of(float(got.estimate[0]), float(got.low[0]), float(got.high[0]))
-        recent = [_rate(counts.trials[-k:, i].sum(), totals[-k:, i].sum()) for k in (periods_per_day, 1)]
-        result.append(
-            ArmReport(
-                float(all_trials[i]),
-                float(totals[:, i].sum()),
-                float(rates[i]),
-                float(low[0, i]),
-                float(high[0, i]),
-                lift,
-                float(all_trials[i] / all_trials.sum()) if all_trials.sum() > 0 else 0.0,
-                recent[0],
-                recent[1],
-            )
+    rates = stratify(done.n, done.s).rates if len(done.n) else np.full(n_arms, np.nan)
+    totals, all_trials = counts.totals(), counts.trials.sum(axis=0)
+    n_seen = int((done.n.sum(axis=0) > 0).sum())
+    each, any_pair = max(n_arms - 1, 1), max(n_seen * (n_seen - 1) // 2, 1)
+    lifts = [
+        {}
+        if base is None
+        else lifts_against(
+            base,
+            np.arange(n_arms),
+            done.n,
+            done.s,
+            squares=done.squares,
+            alpha=done.settings.alpha / shared,
+            target_information=done.settings.target_information,
         )
-    return tuple(result)
+        for base, shared in ((control, each), (best, any_pair), (worst, any_pair))
+    ]
+    return tuple(
+        ArmReport(
+            float(all_trials[i]),
+            float(totals[:, i].sum()),
+            float(rates[i]),
+            float(low[0, i]),
+            float(high[0, i]),
+            lifts[0].get(i),
+            lifts[1].get(i),
+            lifts[2].get(i),
+            float(all_trials[i] / all_trials.sum()) if all_trials.sum() > 0 else 0.0,
+            _rate(counts.trials[-day:, i].sum(), totals[-day:, i].sum()),
+            _rate(counts.trials[-1:, i].sum(), totals[-1:, i].sum()),
+        )
+        for i in range(n_arms)
+    )
 
 
 def _rate(trials: float, successes: float) -> float:
     return float(successes / trials) if trials > 0 else float("nan")
 
 
-def _leaders(counts: PeriodCounts, lower_is_better: bool, periods_per_day: int) -> tuple[int, float]:
+def _leaders(counts: PeriodCounts, settings: ReportSettings) -> tuple[int, float]:
     """Count changes of the daily leader by cumulative rates; and the last day's exploration share."""
+    periods_per_day, lower_is_better = settings.periods_per_day, settings.lower_is_better
     n, s = np.add.accumulate(counts.trials, axis=0), np.add.accumulate(counts.totals(), axis=0)
     days = np.arange(periods_per_day - 1, len(n), periods_per_day)
     # Half a success keeps an arm of no successes in 3 trials from leading or trailing by chance of its size.
@@ -324,19 +393,22 @@ def _delays(counts: PeriodCounts, window_periods: int) -> str | None:
     return f"the arms' delays differ (mean lags {shown} periods): totals that include young trials mislead"
 
 
-def _drift(n: Array, s: Array, periods_per_day: int) -> str | None:
+def _drift(done: _Finished) -> str | None:
     """Whether whole days' rates differ more than chance allows (chi-square over days, all arms together)."""
-    n_days = len(n) // periods_per_day
+    per_day = done.settings.periods_per_day
+    n_days = len(done.n) // per_day
     if n_days < 2:
         return None
-    kept = n_days * periods_per_day
-    trials = n[:kept].reshape(n_days, -1).sum(axis=1)
-    successes = s[:kept].reshape(n_days, -1).sum(axis=1)
-    rate = successes.sum() / max(trials.sum(), 1.0)
-    expected = trials * rate
-    if not 0.0 < rate < 1.0 or expected.min() < 5.0:
+    trials, sums, squares = (
+        array[: n_days * per_day].reshape(n_days, -1).sum(axis=1) for array in (done.n, done.s, done.q)
+    )
+    size = max(trials.sum(), 1.0)
+    rate, square = sums.sum() / size, squares.sum() / size
+    variance = trials * (square - rate**2)
+    # Days with few successes have a skewed statistic; so many there are, whatever each is worth.
+    if not 0.0 < rate < 1.0 or (trials * rate**2 / square).min() < 5.0:
         return None
-    statistic = float(((successes - expected) ** 2 / (expected * (1.0 - rate))).sum())
+    statistic = float(((sums - trials * rate) ** 2 / variance).sum())
     # Wilson and Hilferty 1931: the cube root of a chi-square is nearly Gaussian.
     freedom = n_days - 1
     z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / np.sqrt(2 / (9 * freedom))

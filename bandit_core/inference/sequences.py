@@ -22,6 +22,7 @@ Cost: O(n_periods) for any number of runs at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +30,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import lambertw
 
 __all__ = [
-    "Contrast",
     "Sequence",
+    "check_alpha",
     "difference_sequence",
     "harmful_arms",
+    "lift_bounds",
     "lift_sequence",
-    "pairwise_contrasts",
+    "rest_increments",
+    "trailing_arms",
 ]
 
 Array = NDArray[np.float64]
@@ -60,27 +63,6 @@ class Sequence:
     information: Array
 
 
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """Arm ``a`` against arm ``b`` now.
-
-    Attributes
-    ----------
-    a, b : int
-    estimate, low, high : float
-        Difference of rates (or means) ``a - b``.
-    claim : int
-        1 if ``a`` is better, -1 if ``b`` is, 0 if that cannot be said.
-    """
-
-    a: int
-    b: int
-    estimate: float
-    low: float
-    high: float
-    claim: int
-
-
 def _mixture_rho(target_information: float, alpha: float) -> float:
     """Mixture variance with narrowest intervals at an information (Howard et al. 2021, proposition 3)."""
     root = float(np.real(lambertw(-(alpha**2) / np.e, k=-1)))
@@ -102,7 +84,8 @@ def _checked(*arrays: ArrayLike) -> tuple[Array, ...]:
     return result
 
 
-def _check_alpha(alpha: float) -> None:
+def check_alpha(alpha: float) -> None:
+    """Refuse what is no level, with a ValueError."""
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha: {alpha!r} is not in (0, 1)")
 
@@ -163,7 +146,7 @@ def difference_sequence(
     -------
     Sequence
     """
-    _check_alpha(alpha)
+    check_alpha(alpha)
     n_a, s_a, n_b, s_b = _checked(trials_a, successes_a, trials_b, successes_b)
     q = (
         None
@@ -184,6 +167,33 @@ def difference_sequence(
         np.where(some, estimate + reach, np.inf),
         information,
     )
+
+
+def lift_bounds(
+    outside: Callable[[Array], NDArray[np.bool_]], centre: Array, usable: NDArray[np.bool_]
+) -> tuple[Array, Array]:
+    """Invert a test of ``a = ratio * b`` to bounds of the lift; -1 and inf where nothing is excluded there.
+
+    Parameters
+    ----------
+    outside : callable
+        Whether logarithms of ratios are excluded.
+    centre : ndarray
+        Logarithm of the ratio estimated.
+    usable : ndarray of bool
+        Where there is such a ratio.
+    """
+    bounds = []
+    for side in (-1.0, 1.0):
+        inner, outer = centre.copy(), centre + side * 20.0
+        open_end = ~outside(outer) | ~usable
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (inner + outer)
+            out = outside(middle)
+            outer = np.where(out, middle, outer)
+            inner = np.where(out, inner, middle)
+        bounds.append(np.where(open_end, -1.0 if side < 0 else np.inf, np.expm1(outer)))
+    return bounds[0], bounds[1]
 
 
 def lift_sequence(
@@ -208,7 +218,7 @@ def lift_sequence(
     Sequence
         With arrays of one period, (1, ...); bounds -1 and inf where the data exclude nothing there.
     """
-    _check_alpha(alpha)
+    check_alpha(alpha)
     n_a, s_a, n_b, s_b = _checked(trials_a, successes_a, trials_b, successes_b)
     both = (n_a > 0.0) & (n_b > 0.0)
     weight = np.where(both, n_a * n_b / np.where(both, n_a + n_b, 1.0), 0.0)
@@ -239,68 +249,14 @@ def lift_sequence(
     centre = np.log(np.maximum(mean_a, 1e-300)) - np.log(np.maximum(mean_b, 1e-300))
     usable = (mean_a > 0.0) & (mean_b > 0.0)
     centre = np.where(usable, centre, 0.0)
-    bounds = []
-    for side in (-1.0, 1.0):
-        inner, outer = centre.copy(), centre + side * 20.0
-        open_end = ~outside(outer) | ~usable
-        for _ in range(_BISECTIONS):
-            middle = 0.5 * (inner + outer)
-            out = outside(middle)
-            outer = np.where(out, middle, outer)
-            inner = np.where(out, inner, middle)
-        limit = np.expm1(outer)
-        bounds.append(np.where(open_end, -1.0 if side < 0 else np.inf, limit))
+    low, high = lift_bounds(outside, centre, usable)
     estimate = np.where(usable, np.expm1(centre), np.nan)
     return Sequence(
         np.asarray(estimate)[None],
-        np.asarray(bounds[0])[None],
-        np.asarray(bounds[1])[None],
+        low[None],
+        high[None],
         np.asarray(variance_a + variance_b)[None],
     )
-
-
-def pairwise_contrasts(
-    trials: ArrayLike,
-    successes: ArrayLike,
-    *,
-    alpha: float = 0.05,
-    target_information: float = 500.0,
-    arms: NDArray[np.intp] | None = None,
-) -> tuple[Contrast, ...]:
-    """All pairs of arms now, simultaneously: whichever arm is then called the best or the worst is covered.
-
-    Parameters
-    ----------
-    trials, successes : array_like, shape (n_periods, n_arms)
-    alpha : float
-        Over all pairs and all times together (Bonferroni over the pairs).
-    target_information : float
-    arms : ndarray of int, optional
-        Default all.
-
-    Returns
-    -------
-    tuple of Contrast
-        For ``a < b``.
-    """
-    n, s = _checked(trials, successes)
-    if n.ndim != 2:
-        raise ValueError(f"trials: want (n_periods, n_arms), not {n.shape}")
-    chosen = np.arange(n.shape[1]) if arms is None else np.asarray(arms)
-    pairs = [(int(a), int(b)) for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
-    result = []
-    for a, b in pairs:
-        got = difference_sequence(
-            n[:, a],
-            s[:, a],
-            n[:, b],
-            s[:, b],
-            alpha=alpha / len(pairs),
-            target_information=target_information,
-        )
-        low, high = float(got.low[-1]), float(got.high[-1])
-        result.append(Contrast(a, b, float(got.estimate[-1]), low, high, int(low > 0.0) - int(high < 0.0)))
-    return tuple(result)
 
 
 def harmful_arms(
@@ -333,7 +289,7 @@ def harmful_arms(
     ndarray of bool, shape (..., n_arms)
         Now; never control.
     """
-    _check_alpha(alpha)
+    check_alpha(alpha)
     if margin < 0.0:
         raise ValueError(f"margin: {margin!r} is negative")
     n, s = _checked(trials, successes)
@@ -352,3 +308,52 @@ def harmful_arms(
         reach = _boundary(variance.sum(axis=0), level, _mixture_rho(target_information, level))
         result[..., arm] = summed > reach if higher_is_harm else summed < -reach
     return result
+
+
+def trailing_arms(
+    sums: ArrayLike, information: ArrayLike, *, alpha: float = 0.05, target_information: float = 50.0
+) -> NDArray[np.bool_]:
+    """Tell which arms are not the best, with a bound that holds at all times.
+
+    Each arm is compared with all others together, within periods. The best arm is at least as good as any
+    average of the others, whatever their shares, so an arm that is shown to be worse is not the best: one
+    comparison an arm, and none that depends on which arm leads.
+
+    Parameters
+    ----------
+    sums, information : array_like, shape (..., n_arms)
+        ``Σ λ_t d_t`` of each arm against the rest and ``V``, from :func:`rest_increments`; positive is
+        better.
+    alpha : float
+        Chance that any arm as good as the best is ever called trailing.
+    target_information : float
+        Where the bound is narrowest; see :func:`difference_sequence`.
+
+    Returns
+    -------
+    ndarray of bool, shape (..., n_arms)
+    """
+    check_alpha(alpha)
+    s, v = np.asarray(sums, dtype=np.float64), np.asarray(information, dtype=np.float64)
+    # One side only: the two-sided boundary at twice the level.
+    level = min(2.0 * alpha / s.shape[-1], 0.999)
+    trailing: NDArray[np.bool_] = s < -_boundary(v, level, _mixture_rho(target_information, level))
+    return trailing
+
+
+def rest_increments(trials: ArrayLike, successes: ArrayLike) -> tuple[Array, Array]:
+    """Evidence of each arm against all others together, period by period.
+
+    Parameters
+    ----------
+    trials, successes : array_like, shape (n_periods, ..., n_arms)
+
+    Returns
+    -------
+    sums, information : ndarray, same shape
+        To be added up over periods.
+    """
+    n, s = _checked(trials, successes)
+    rest_n, rest_s = n.sum(axis=-1, keepdims=True) - n, s.sum(axis=-1, keepdims=True) - s
+    weight, contrast, variance = _parts(n, s, rest_n, rest_s, None, 1.0)
+    return weight * contrast, variance

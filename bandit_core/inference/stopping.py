@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bandit_core.posteriors.base import Posterior
 
-__all__ = ["InSample", "StopAdvice", "in_sample", "safe_to_stop"]
+__all__ = ["Estimate", "InSample", "StopAdvice", "in_sample", "safe_to_stop"]
 
 Array = NDArray[np.float64]
 
@@ -75,31 +75,48 @@ def safe_to_stop(
     return StopAdvice(remaining < threshold and weeks >= min_weeks, remaining, days / 7.0, reason)
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A posterior mean with its 95% credible interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class InSample:
     """Figures on the data themselves, with credible intervals; descriptive, biased towards the leader.
 
     Attributes
     ----------
-    expected_reward : float
+    expected_reward : Estimate
         Mean reward under the given weights.
-    lift_control, lift_worst : float
-        Of that mean over control's and the worst arm's posterior mean; NaN without control.
+    lift_control, lift_worst : Estimate or None
+        Of that reward over control's, and over that of the arm with the worst mean; None without control.
     low, high : ndarray, shape (n_arms,)
     exploration_share : float
         Weight not on the arm with the best mean.
     """
 
-    expected_reward: float
-    lift_control: float
-    lift_worst: float
+    expected_reward: Estimate
+    lift_control: Estimate | None
+    lift_worst: Estimate
     low: Array
     high: Array
     exploration_share: float
 
 
+_DRAWS = 4000
+
+
 def in_sample(
-    posterior: Posterior, weights: ArrayLike, *, control: int | None = None, lower_is_better: bool = False
+    posterior: Posterior,
+    weights: ArrayLike,
+    *,
+    rng: np.random.Generator,
+    control: int | None = None,
+    lower_is_better: bool = False,
 ) -> InSample:
     """Describe one experiment's posterior under its current weights.
 
@@ -109,6 +126,8 @@ def in_sample(
         Shape (1, n_arms).
     weights : array_like, shape (n_arms,)
         Scaled to sum to 1.
+    rng : numpy.random.Generator
+        For the intervals: 4,000 draws.
     control : int or None
     lower_is_better : bool
     """
@@ -119,15 +138,25 @@ def in_sample(
     mean = posterior.mean()[0]
     low, high = posterior.credible_interval()
     live = np.flatnonzero(w > 0.0)
-    reward = float((w * mean).sum())
-    worst = mean[live].max() if lower_is_better else mean[live].min()
-    best = live[np.argmin(mean[live])] if lower_is_better else live[np.argmax(mean[live])]
-    base = np.nan if control is None else float(mean[control])
+    worst, best = (int(live[pick(mean[live])]) for pick in (np.argmin, np.argmax))
+    if lower_is_better:
+        worst, best = best, worst
+    draws = posterior.draw(rng, _DRAWS)[:, 0]
+    reward, drawn = float((w * mean).sum()), (w * draws).sum(axis=-1)
+
+    def lift(base: int) -> Estimate:
+        return _summary(reward / mean[base] - 1.0, drawn / draws[:, base] - 1.0)
+
     return InSample(
-        reward,
-        reward / base - 1.0,
-        reward / float(worst) - 1.0,
+        _summary(reward, drawn),
+        None if control is None else lift(control),
+        lift(worst),
         low[0],
         high[0],
         float(1.0 - w[best]),
     )
+
+
+def _summary(mean: float, draws: Array) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(float(mean), float(low), float(high))

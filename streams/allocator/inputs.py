@@ -2,8 +2,8 @@
 
 What: `inputs_of` gathers definition, counts and what the last allocation hands on; `inputs_in` reads them
 back from a record. Whatever a later allocation needs of an earlier one (statuses that the allocator itself
-has given, how long an arm has incubated, the holdout) is in the earlier record, so a new owner goes on where
-the last one stopped.
+has given, how long an arm has incubated, the holdout) is in the earlier record, so a new owner goes on
+where the last one stopped.
 
 Cost: O(arms), besides reading the counts.
 """

@@ -1,11 +1,12 @@
 """Lives of arms over the boundaries: what definition and last allocation say together, and what comes next.
 
 An arm's published status is the definition's, except where the allocator itself has decided: incubating ->
-active when it has been seen enough, active -> dropped when it has been hopeless for long, -> stopped when a
-guardrail's bound is passed. A dropped arm never returns under its id. An arm that a guardrail stopped returns
-when the definition has had it ``stopped`` and then ``active``.
+active when it has been seen enough, active -> dropped when it has been hopeless for long, -> stopped when
+a guardrail's bound is passed. A dropped arm never returns under its id. An arm that a guardrail stopped
+returns when the definition has had it ``stopped`` and then ``active``.
 
-A boundary advances lives once: a change of the definition in between recalculates and counts nothing twice.
+A boundary advances lives once: a change of the definition in between recalculates and counts nothing
+twice.
 
 Cost: O(arms), and O(hours * arms) for each guardrail.
 """

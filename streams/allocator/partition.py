@@ -20,7 +20,7 @@ Cost: memory O(experiments + counts records of the partition); each poll looks a
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from aiokafka import ConsumerRecord
@@ -28,18 +28,16 @@ from aiokafka.errors import KafkaError
 
 from streams.allocations import Allocation, decode_allocation, encode_allocation
 from streams.allocator.compute import Failure
+from streams.allocator.context import AllocatorContext
 from streams.allocator.counts_state import CountsState
 from streams.allocator.inputs import Job, Stamp, gather_inputs, is_chained
 from streams.allocator.log import Claim, LogState, Outcome, Published, encode_claim, versioned
-from streams.allocator.pool import ComputePool
 from streams.allocator.reader import PartitionReader
+from streams.allocator.results import PartitionResults
 from streams.allocator.schedule import Handled, Now, due, next_boundary_ms
 from streams.allocator.writer import PartitionWriter
-from streams.compacted import CompactedView
-from streams.config import Settings, TopicName
+from streams.config import TopicName
 from streams.errors import Fenced, RecordError, Retry, StateCorrupt
-from streams.experiments.definition import ExperimentRecord
-from streams.metrics import Metrics
 from streams.partitioning import partition_of
 
 __all__ = ["PartitionAllocator"]
@@ -62,44 +60,26 @@ class PartitionAllocator:
     ----------
     partition
         The number.
-    settings
-        Addresses, topics, clock.
-    experiments
-        The definitions, started.
-    pool
-        Where allocations are computed.
-    metrics
-        Counters and gauges of the worker.
-    clock
-        Wall clock, epoch ms.
+    context
+        What all owners share.
     """
 
-    def __init__(
-        self,
-        partition: int,
-        settings: Settings,
-        experiments: CompactedView[str, ExperimentRecord],
-        pool: ComputePool,
-        metrics: Metrics,
-        clock: Callable[[], int],
-    ) -> None:
+    def __init__(self, partition: int, context: AllocatorContext) -> None:
         self.partition = partition
         self.active = False  # claimed, and not suspended
-        self._settings = settings
-        self._experiments = experiments
-        self._pool = pool
-        self._metrics = metrics
-        self._clock = clock
+        self._context = context
+        self._settings, self._experiments, self._pool, self._metrics, self._clock = context
         self._generation = -1
         self._resumed = asyncio.Event()
         self._claim_wanted = True
         self._claim = -1
-        self._writer = PartitionWriter(settings, partition)
+        self._writer = PartitionWriter(context.settings, partition)
         self._reset()
 
     def _reset(self) -> None:
         """Forget everything that was read."""
         self._reader = PartitionReader(self._settings, self.partition, self._take)
+        self._results = PartitionResults(self.partition, self._context, lambda: self.active)
         self._loaded = False
         self._counts = CountsState(views=("steering", "reporting"))
         self._log = LogState()
@@ -161,6 +141,7 @@ class PartitionAllocator:
                     await asyncio.sleep(RETRY_S)
         finally:
             self.active = False
+            await self._results.stop()
             await self._writer.close()
             await self._reader.stop()
             for experiment_id in self._log.newest:
@@ -171,13 +152,15 @@ class PartitionAllocator:
         if self._loaded:
             return
         await self._reader.stop()
+        await self._results.stop()
         self._reset()
         await self._reader.start()
         await self._reader.follow("allocations")
         await self._reader.read_to_end("allocations")
         versions = [version for _, version in self._current.values() if version is not None]
         # Whatever a killed owner has logged and not published comes after the oldest version published.
-        await self._reader.follow("allocation-log", from_offset=min(versions, default=0))
+        known_from = min(versions, default=0)
+        await self._reader.follow("allocation-log", from_offset=known_from)
         end = await self._reader.read_to_end("allocation-log")
         if versions and max(versions) >= end:
             raise StateCorrupt(
@@ -190,6 +173,7 @@ class PartitionAllocator:
         await self._reader.read_to_end("counts")
         self.definitions_changed(experiment_id for experiment_id, _ in self._experiments.items())
         self._loaded = True
+        self._results.start(known_from)
 
     async def _make_claim(self) -> None:
         """Write a claim and read everything before it; after that, nobody else's record can come to hold."""
@@ -266,11 +250,13 @@ class PartitionAllocator:
         key = self._counts.absorb(record.key or b"", record.value)
         if key is not None and key.experiment_id:
             self._touched.add(key.experiment_id)
+            self._results.counted(record.key, record.value)
 
     def _take_logged(self, record: ConsumerRecord, where: str) -> None:
         outcome = self._log.apply(record.offset, record.key, record.value, where=where)
         if outcome is Outcome.HOLDS:
             self._set_handled(record.key.decode())
+            self._results.logged(record.offset, record.key.decode(), record.value)
         elif outcome is Outcome.FOREIGN:
             log.warning(
                 "allocator of partition %d: %s: ignored, written after a newer claim", self.partition, where
@@ -290,6 +276,7 @@ class PartitionAllocator:
             else:
                 self._training.discard(experiment_id)
             if not self._loaded:
+                self._results.known(allocation)
                 self._log.seed(record.value, where=where)
                 self._set_handled(experiment_id)
         self._current[experiment_id] = (record.offset, version)
@@ -458,6 +445,7 @@ class PartitionAllocator:
 
     def _note(self, table: Allocation, offset: int, trigger: str) -> None:
         archived = table.status == "archived"
+        self._results.published(table)
         self._training.discard(table.experiment_id)
         self._current[table.experiment_id] = (offset, None if archived else table.version)
         if archived:

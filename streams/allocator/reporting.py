@@ -1,14 +1,15 @@
-"""What an experiment's counts say to people: figures per arm, and what may be concluded from them. Pure.
+"""Results of an experiment: figures per arm, what may be concluded, and what the figures do not say. Pure.
 
-What: from the reporting view (one trial per unit: its first exposure ever; a success is any conversion
-within the window from then), posterior mean, credible interval and P(best) of each arm, beside the share it
-gets now.
+What: `make_results` turns a `ResultsJob` (definition, counts, logged allocations) into a
+:class:`~streams.results.Results`. The allocator publishes it for every boundary, `bandit-streams results`
+shows it: the same function of the same inputs. Figures are of the reporting view: one trial per unit, its
+first exposure ever; a success is any conversion within the window from then.
 
 Why notes belong to the figures: P(best) looks like a test and is none, pooled rates under changing shares
 look like a lift and are none, and intervals that overlap decide nothing. Each note is given only where it
 applies.
 
-Cost: one P(best) by quadrature, some milliseconds.
+Cost: docs/experiments.md has it measured; some tens of milliseconds for two weeks of ten arms.
 """
 
 from collections.abc import Mapping
@@ -16,93 +17,112 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bandit_core.assignment import derive_seed
+from bandit_core.inference import Estimate as CoreEstimate
+from bandit_core.inference import in_sample
 from bandit_core.posteriors import BetaPosterior, BetaPrior
 from bandit_core.shares import ArmStatus
-from streams.allocations import Allocation, AllocationState
-from streams.allocator.compute import LEVEL
+from streams.allocations import Allocation
+from streams.allocator.batched import batched_at_end, batched_refusal
 from streams.allocator.counts_state import ArmCounts
 from streams.allocator.history import MICRO
-from streams.allocator.inference import Inference
+from streams.allocator.inference import LEVEL, Asked, infer, wording
+from streams.allocator.logged import Logged
+from streams.allocator.observed import Observed, Records, observe, window_hours
 from streams.experiments.definition import Counting, ExperimentRecord
+from streams.join.cells import HOUR_MS
+from streams.results import ArmResult, Batched, Estimate, InSample, Results
 
-__all__ = ["ArmReport", "Report", "present_statuses", "report"]
+__all__ = ["ResultsFailed", "ResultsJob", "make_results", "present_statuses", "try_results"]
 
 FEW_SUCCESSES = 100
 _NOTHING = ArmCounts(0, 0, 0, 0)
 
 
-class ArmReport(NamedTuple):
-    """One arm. Means are in the metric's unit; ``probability_best`` is None for arms without traffic."""
+class ResultsJob(NamedTuple):
+    """All that results are made of; it travels to another process.
 
-    arm_id: str
-    status: str
-    trials: int
-    successes: int
-    mean: float
-    interval: tuple[float, float]
-    probability_best: float | None
-    weight: float | None
+    ``counting``: the version of the definition whose counts are told; ``records``: the experiment's, see
+    :class:`~streams.allocator.observed.Observation`; ``log``: allocations by version; ``allocation``: the one
+    in force; ``boundary_ms``: only what is dated before it counts.
+    """
+
+    record: ExperimentRecord
+    counting: Counting
+    records: Records
+    log: Mapping[int, Logged]
+    allocation: Allocation | None
+    boundary_ms: int
+    computed_at_ms: int
 
 
-class Report(NamedTuple):
-    """Figures of an experiment; ``comparison`` has the units that saw no arm, if there is such a group."""
+class ResultsFailed(NamedTuple):
+    """Results that could not be made; the last ones stay."""
 
     experiment_id: str
-    status: str
-    version: int
-    metric: str
-    kind: str
-    allocation_version: int | None
-    arms: tuple[ArmReport, ...]
-    comparison: ArmReport | None
-    notes: tuple[str, ...]
-    lower_is_better: bool = False
-    inference: Inference | None = None
-    model_state: AllocationState | None = None
+    message: str
 
 
-def report(
-    record: ExperimentRecord,
-    counting: Counting,
-    counts: Mapping[str, ArmCounts],
-    *,
-    comparison: ArmCounts = _NOTHING,
-    allocation: Allocation | None = None,
-    n_allocations: int = 0,
-    inference: Inference | None = None,
-) -> Report:
-    """Put figures and notes together.
+def try_results(job: ResultsJob) -> Results | ResultsFailed:
+    """Make results; what is wrong with one experiment is told and not raised."""
+    try:
+        return make_results(job)
+    except ValueError as error:
+        return ResultsFailed(job.record.experiment_id, str(error))
 
-    Parameters
-    ----------
-    record, counting
-        The definition, and the version of it whose counts these are.
-    counts
-        Per arm, reporting view, bandit group.
-    comparison
-        The same of the comparison group.
-    allocation
-        The allocation now in force.
-    n_allocations
-        Number of different allocations under which these units were assigned.
-    inference
-        What may be claimed of them.
-    """
-    cap = counting.reward.cap
+
+def make_results(job: ResultsJob) -> Results:
+    """Put figures, claims and notes together."""
+    record, counting = job.record, job.counting
+    arm_ids = [arm.arm_id for arm in record.arms]
+    observed = observe(job.records, counting, arm_ids, -(-job.boundary_ms // HOUR_MS))
+    totals = observed.totals if observed is not None else {}
+    rows = [totals.get(arm_id, _NOTHING) for arm_id in arm_ids]
     prior = BetaPrior(record.policy.prior.alpha, record.policy.prior.beta)
-    rows = [counts.get(arm.arm_id, _NOTHING) for arm in record.arms]
-    posterior = _posterior(rows, cap, prior)
-    statuses = present_statuses(record, allocation)
-    eligible = np.array([[ArmStatus(status).eligible for status in statuses]])
-    best = (
-        posterior.best(eligible=eligible, lower_is_better=counting.reward.lower_is_better).probability[0]
-        if eligible.any()
-        else None
+    posterior = _posterior(rows, counting.reward.cap, prior)
+    statuses = present_statuses(record, job.allocation)
+    arms = _arms(job, rows, posterior, statuses)
+    inference = None
+    named: set[int] = set()
+    if observed is not None:
+        named = {int(version) for version in observed.cells.version if version >= 0}
+        asked = _asked(job, named, statuses)
+        inference = infer(observed, asked, batched=_batched(job, asked))
+    lower = counting.reward.lower_is_better
+    return Results(
+        experiment_id=record.experiment_id,
+        status=record.status,
+        version=counting.version,
+        definition_revision=record.revision,
+        metric=counting.reward.metric,
+        kind=counting.reward.kind,
+        lower_is_better=lower,
+        allocation_version=job.allocation.version if job.allocation else None,
+        model_state=job.allocation.state if job.allocation else None,
+        boundary_ms=job.boundary_ms,
+        computed_at_ms=job.computed_at_ms,
+        arms=arms,
+        comparison=_comparison(totals[""], counting.reward.cap, prior) if "" in totals else None,
+        in_sample=_in_sample(job, posterior) if observed is not None else None,
+        inference=inference,
+        statements=wording(inference, lower_is_better=lower) if inference is not None else (),
+        notes=_notes(record, counting, arms, len(named)),
     )
-    weights = {arm.arm_id: arm.weight for arm in allocation.arms} if allocation else {}
+
+
+def _arms(
+    job: ResultsJob, rows: list[ArmCounts], posterior: BetaPosterior, statuses: list[str]
+) -> tuple[ArmResult, ...]:
+    cap = job.counting.reward.cap
+    eligible = np.array([[ArmStatus(status).eligible for status in statuses]])
+    best = None
+    if eligible.any():
+        lower = job.counting.reward.lower_is_better
+        best = posterior.best(eligible=eligible, lower_is_better=lower).probability[0]
+    weights = _weights(job.allocation)
     mean, (low, high) = posterior.mean()[0] * cap, posterior.credible_interval(LEVEL)
-    arms = tuple(
-        ArmReport(
+    return tuple(
+        ArmResult(
             arm_id=arm.arm_id,
             status=statuses[i],
             trials=rows[i].trials,
@@ -112,21 +132,82 @@ def report(
             probability_best=float(best[i]) if best is not None and eligible[0, i] else None,
             weight=weights.get(arm.arm_id),
         )
-        for i, arm in enumerate(record.arms)
+        for i, arm in enumerate(job.record.arms)
     )
-    return Report(
-        experiment_id=record.experiment_id,
-        status=record.status,
-        version=counting.version,
-        metric=counting.reward.metric,
-        kind=counting.reward.kind,
-        allocation_version=allocation.version if allocation else None,
-        arms=arms,
-        comparison=_comparison(comparison, cap, prior) if comparison.trials else None,
-        notes=_notes(record, counting, arms, n_allocations),
-        lower_is_better=counting.reward.lower_is_better,
-        inference=inference,
-        model_state=allocation.state if allocation else None,
+
+
+def _weights(allocation: Allocation | None) -> dict[str, float]:
+    return {arm.arm_id: arm.weight for arm in allocation.arms} if allocation is not None else {}
+
+
+def _asked(job: ResultsJob, named: set[int], statuses: list[str]) -> Asked:
+    record, reward = job.record, job.counting.reward
+    weights = _weights(job.allocation)
+    return Asked(
+        arm_ids=[arm.arm_id for arm in record.arms],
+        eligible=[ArmStatus(status).eligible for status in statuses],
+        control=record.control,
+        cap=reward.cap,
+        window_hours=window_hours(job.counting),
+        interval_ms=record.policy.interval_ms,
+        lower_is_better=reward.lower_is_better,
+        values=reward.kind == "value",
+        log=job.log,
+        present=[weights.get(arm.arm_id, 0.0) for arm in record.arms] if job.allocation else None,
+        by_segment=any(version in job.log and bool(job.log[version].segments) for version in named),
+    )
+
+
+def _batched(job: ResultsJob, asked: Asked) -> Batched | None:
+    ends_at_ms = job.record.ends_at_ms
+    if ends_at_ms is None:
+        return None
+    refused = batched_refusal(
+        ends_at_ms=ends_at_ms,
+        boundary_ms=job.boundary_ms,
+        trial_window=job.counting.trial_window,
+        sticky=job.record.sticky,
+        by_segment=asked.by_segment,
+    )
+    at_end: Observed | None = None
+    if refused is None:
+        at_end = observe(job.records, job.counting, asked.arm_ids, ends_at_ms // HOUR_MS)
+    if at_end is None:
+        return Batched(ends_at_ms=ends_at_ms, refused=refused or "nothing was counted before the end")
+    return batched_at_end(
+        at_end,
+        asked.arm_ids,
+        control=asked.control,
+        ends_at_ms=ends_at_ms,
+        interval_ms=asked.interval_ms,
+        window_hours=asked.window_hours,
+        values=asked.values,
+        cap=asked.cap,
+    )
+
+
+def _in_sample(job: ResultsJob, posterior: BetaPosterior) -> InSample | None:
+    """Describe the posterior under the present weights."""
+    weights = _weights(job.allocation)
+    present = [weights.get(arm.arm_id, 0.0) for arm in job.record.arms]
+    if not sum(present) > 0.0:
+        return None
+    arm_ids = [arm.arm_id for arm in job.record.arms]
+    found = in_sample(
+        posterior,
+        present,
+        rng=np.random.default_rng(derive_seed(job.record.experiment_id, str(job.boundary_ms))),
+        control=arm_ids.index(job.record.control) if job.record.control in arm_ids else None,
+        lower_is_better=job.counting.reward.lower_is_better,
+    )
+
+    def scaled(estimate: CoreEstimate, scale: float) -> Estimate:
+        return Estimate(estimate=estimate.mean * scale, low=estimate.low * scale, high=estimate.high * scale)
+
+    return InSample(
+        expected_reward=scaled(found.expected_reward, job.counting.reward.cap),
+        lift_control=None if found.lift_control is None else scaled(found.lift_control, 1.0),
+        lift_worst=scaled(found.lift_worst, 1.0),
     )
 
 
@@ -147,10 +228,10 @@ def _posterior(rows: list[ArmCounts], cap: float, prior: BetaPrior) -> BetaPoste
     return BetaPosterior.from_counts([row.trials for row in rows], rewards, prior)
 
 
-def _comparison(counts: ArmCounts, cap: float, prior: BetaPrior) -> ArmReport:
+def _comparison(counts: ArmCounts, cap: float, prior: BetaPrior) -> ArmResult:
     posterior = _posterior([counts], cap, prior)
     low, high = posterior.credible_interval(LEVEL)
-    return ArmReport(
+    return ArmResult(
         arm_id="",
         status="comparison",
         trials=counts.trials,
@@ -163,7 +244,7 @@ def _comparison(counts: ArmCounts, cap: float, prior: BetaPrior) -> ArmReport:
 
 
 def _notes(
-    record: ExperimentRecord, counting: Counting, arms: tuple[ArmReport, ...], n_allocations: int
+    record: ExperimentRecord, counting: Counting, arms: tuple[ArmResult, ...], n_allocations: int
 ) -> tuple[str, ...]:
     notes = [
         "A trial is a unit, counted once: the first arm that it was shown. Late conversions still arrive.",
@@ -196,7 +277,7 @@ def _notes(
     return tuple(notes)
 
 
-def _overlap(one: ArmReport, other: ArmReport) -> bool:
+def _overlap(one: ArmResult, other: ArmResult) -> bool:
     return one.interval[0] <= other.interval[1] and other.interval[0] <= one.interval[1]
 
 

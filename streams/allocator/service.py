@@ -1,11 +1,11 @@
 """The allocator as a service: which partitions are this worker's, and a task for each.
 
 What: `AllocatorService` is a member of the consumer group ``<group>-allocator`` on the topic counts. The
-group only says who owns which partition; it fetches nothing and commits nothing. Each owned partition has a
-:class:`~streams.allocator.partition.PartitionAllocator`, which reads the partition whole by itself.
+group only says who owns which partition; it fetches nothing and commits nothing. Each owned partition has
+a :class:`~streams.allocator.partition.PartitionAllocator`, which reads the partition whole by itself.
 
-Why: what was read survives a rebalance in which the partition stays; safety comes from claims in the log, so
-nothing depends on how quickly a worker learns that it has lost a partition.
+Why: what was read survives a rebalance in which the partition stays; safety comes from claims in the log,
+so nothing depends on how quickly a worker learns that it has lost a partition.
 
 It runs beside anything in an event loop, and alone: ``async with AllocatorService(...)``.
 """
@@ -21,6 +21,7 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.errors import KafkaError
 from mode import Service
 
+from streams.allocator.context import AllocatorContext
 from streams.allocator.log import Published
 from streams.allocator.partition import HEARTBEAT_INTERVAL_MS, SESSION_TIMEOUT_MS, PartitionAllocator
 from streams.allocator.pool import ComputePool
@@ -86,10 +87,7 @@ class AllocatorService(Service):
     ) -> None:
         super().__init__()
         self._settings = settings
-        self._experiments = experiments
-        self._metrics = metrics
-        self._clock = clock
-        self._pool = pool or ComputePool()
+        self._context = AllocatorContext(settings, experiments, pool or ComputePool(), metrics, clock)
         self._consumer: Any = None
         self._owned: dict[int, PartitionAllocator] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
@@ -108,7 +106,7 @@ class AllocatorService(Service):
     @property
     def pool(self) -> ComputePool:
         """Processes for heavy maths."""
-        return self._pool
+        return self._context.pool
 
     def newest(self, experiment_id: str) -> Published | None:
         """Return the newest allocation of an experiment whose partition is claimed by this worker."""
@@ -145,7 +143,7 @@ class AllocatorService(Service):
             await self._drop(partition)
         if self._consumer is not None:
             await self._consumer.stop()
-        self._pool.close()
+        self._context.pool.close()
 
     @Service.task
     async def _stay_in_group(self) -> None:
@@ -178,9 +176,7 @@ class AllocatorService(Service):
             self._owned[partition].resume(generation)
 
     def _start_owner(self, partition: int) -> None:
-        owner = PartitionAllocator(
-            partition, self._settings, self._experiments, self._pool, self._metrics, self._clock
-        )
+        owner = PartitionAllocator(partition, self._context)
         self._owned[partition] = owner
         task = asyncio.create_task(owner.run(), name=f"allocator of partition {partition}")
         task.add_done_callback(self._owner_ended)

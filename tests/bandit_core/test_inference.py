@@ -1,7 +1,10 @@
 """What may be reported: coverage, false winners and alarms by simulation, formulas by hand."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
+from scipy.stats import beta
 
 from bandit_core.inference import (
     NoOverlap,
@@ -10,10 +13,13 @@ from bandit_core.inference import (
     in_sample,
     lift_sequence,
     off_policy,
+    off_policy_difference,
     pairwise_contrasts,
     require_independent_batches,
+    rest_increments,
     safe_to_stop,
     sample_ratio_test,
+    trailing_arms,
 )
 from bandit_core.league import claims
 from bandit_core.policies import policy_from_definition
@@ -270,11 +276,114 @@ def test_safe_to_stop_needs_little_left_and_two_weeks() -> None:
 
 def test_in_sample_figures_by_hand() -> None:
     posterior = BetaPosterior.from_counts([98, 98, 98], [4, 9, 1])
-    got = in_sample(posterior, [0.25, 0.75, 0.0], control=0)
-    assert got.expected_reward == pytest.approx(0.25 * 0.05 + 0.75 * 0.10)
-    assert got.lift_control == pytest.approx(0.0875 / 0.05 - 1)
-    assert got.lift_worst == pytest.approx(0.0875 / 0.05 - 1)
+    got = in_sample(posterior, [0.25, 0.75, 0.0], rng=np.random.default_rng(1), control=0)
+    assert got.expected_reward.mean == pytest.approx(0.25 * 0.05 + 0.75 * 0.10)
+    assert got.lift_control is not None
+    assert got.lift_control.mean == pytest.approx(0.0875 / 0.05 - 1)
+    assert got.lift_worst == got.lift_control
     assert got.exploration_share == pytest.approx(0.25)
-    assert in_sample(posterior, [0.25, 0.75, 0.0], lower_is_better=True).exploration_share == pytest.approx(
-        0.75
+    rng = np.random.default_rng(2)
+    lower = in_sample(posterior, [0.25, 0.75, 0.0], rng=rng, lower_is_better=True)
+    assert lower.exploration_share == pytest.approx(0.75)
+    assert lower.lift_control is None
+    assert lower.lift_worst.mean == pytest.approx(0.0875 / 0.10 - 1)
+
+
+def test_credible_intervals_of_in_sample_figures_are_those_of_the_posterior() -> None:
+    # One arm alone: the mixture's interval is the arm's own, by SciPy's Beta distribution.
+    posterior = BetaPosterior.from_counts([998, 998], [49, 59])
+    got = in_sample(posterior, [1.0, 0.0], rng=np.random.default_rng(3), control=1)
+    low, high = beta.ppf([0.025, 0.975], 50, 950)
+    assert (got.expected_reward.low, got.expected_reward.high) == pytest.approx((low, high), rel=0.03)
+    # The ratio of two Gamma-like means: log-normal to within a few percent.
+    assert got.lift_control is not None
+    spread = 1.96 * np.sqrt(1 / 50 + 1 / 60)
+    assert np.log1p([got.lift_control.low, got.lift_control.high]) == pytest.approx(
+        [np.log(50 / 60) - spread, np.log(50 / 60) + spread], abs=0.05
     )
+
+
+def test_rows_that_agree_may_be_given_as_one() -> None:
+    rng = np.random.default_rng(10)
+    cluster = np.repeat(np.arange(30), 40)
+    logged = np.where(rng.random(1200) < 0.3, 0.3, 0.7)
+    target = np.where(logged == 0.3, 0.6, 0.4)
+    reward = (rng.random(1200) < 0.1).astype(float)
+    cells = np.unique(np.stack([cluster, logged]), axis=1)
+    rows = [np.flatnonzero((cluster == c) & (logged == p)) for c, p in cells.T]
+    sizes, sums = np.array([len(row) for row in rows]), np.array([reward[row].sum() for row in rows])
+    first = np.array([row[0] for row in rows])
+    shown, aimed = np.full(1200, 0.1), np.full(1200, 0.12)
+    methods: tuple[Literal["ips", "snips", "dr"], ...] = ("ips", "snips", "dr")
+    for method in methods:
+        one = off_policy(
+            reward, logged, target, cluster, method=method, predicted_logged=shown, predicted_target=aimed
+        )
+        got = off_policy(
+            sums,
+            logged[first],
+            target[first],
+            cluster[first],
+            sizes=sizes,
+            method=method,
+            predicted_logged=shown[first],
+            predicted_target=aimed[first],
+        )
+        assert (got.estimate, got.low, got.high) == pytest.approx((one.estimate, one.low, one.high))
+        assert got.effective_rows == pytest.approx(one.effective_rows)
+        assert (got.n_rows, got.n_clusters) == (1200, 30)
+
+
+def test_a_difference_of_policies_covers_and_is_narrower_than_two_estimates() -> None:
+    rng = np.random.default_rng(11)
+    rates = np.array([0.1, 0.13])
+    covered, narrower = 0, 0
+    for _ in range(200):
+        cluster = np.repeat(np.arange(40), 50)
+        share = (0.3 + 0.4 * rng.random(40))[cluster]
+        arm = (rng.random(2000) > share).astype(int)
+        logged = np.where(arm == 0, share, 1 - share)
+        reward = (rng.random(2000) < rates[arm]).astype(float)
+        mostly = np.where(arm == 1, 0.8, 0.2)
+        got = off_policy_difference(reward, logged, (mostly, np.full(2000, 0.5)), cluster)
+        covered += got.low <= 0.3 * 0.03 <= got.high
+        alone = off_policy(reward, logged, mostly, cluster)
+        narrower += got.standard_error < alone.standard_error
+    assert covered / 200 >= 0.91
+    assert narrower > 190
+
+
+def test_batched_ols_covers_an_effect_where_batches_are_thin() -> None:
+    # Five successes an hour: hours without any must not seem certain that there is no difference.
+    scenario = scenario_from_definition(
+        {"name": "ab", "kind": "stationary", "rates": [0.05, 0.06], "n_periods": 168, "units_per_period": 100}
+    )
+    got = simulate(
+        scenario, policy_from_definition("thompson"), n_runs=500, rng=np.random.default_rng(3), floor=0.05
+    )
+    n, s = got.trials, got.successes
+    end = batched_ols(n[..., 0], s[..., 0], n[..., 1], s[..., 1], period=168, end_period=168)
+    assert ((end.low <= -0.01) & (end.high >= -0.01)).mean() >= 0.94
+    same = batched_ols(
+        n[..., 0], s[..., 0], n[..., 1], s[..., 1], period=168, end_period=168, squares=(s[..., 0], s[..., 1])
+    )
+    assert same.low == pytest.approx(end.low), "rates are values whose squares are the successes"
+
+
+def test_an_arm_is_trailing_by_hand_and_rarely_among_equals() -> None:
+    # One hour, 100 of each of two arms: each against the other, with opposite sums and the same information.
+    sums, information = rest_increments([[100.0, 100.0]], [[5.0, 15.0]])
+    assert sums[0] == pytest.approx([-50 * 0.1, 50 * 0.1])
+    assert information[0, 0] == pytest.approx(information[0, 1])
+    assert not trailing_arms(sums[0], information[0]).any()
+    assert trailing_arms(10 * sums[0], 10 * information[0]).tolist() == [True, False]
+    got = simulate(
+        scenario_from_definition({"name": "aa", "kind": "stationary", "rates": [0.05] * 4}),
+        policy_from_definition("thompson"),
+        n_runs=60,
+        rng=np.random.default_rng(12),
+        floor=0.01,
+    )
+    sums, information = rest_increments(got.trials, got.successes)
+    trailing = trailing_arms(np.add.accumulate(sums, axis=0), np.add.accumulate(information, axis=0))
+    assert trailing.any(axis=(0, 2)).mean() <= 0.05

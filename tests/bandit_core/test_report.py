@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bandit_core.counts import PeriodCounts
-from bandit_core.inference import report
+from bandit_core.inference import ReportSettings, report
 from bandit_core.simulator import Scenario
 
 
@@ -22,7 +22,8 @@ def even(counts: PeriodCounts) -> np.ndarray:
 def test_a_clear_winner_with_a_comparison_group() -> None:
     counts = simulated([0.05, 0.05, 0.07])
     rng = np.random.default_rng(1)
-    comparison = (np.full(336, 100), rng.binomial(100, 0.05, 336))
+    bought = rng.binomial(100, 0.05, 336)
+    comparison = (np.full(336, 100), bought, bought)
     got = report(counts, propensities=even(counts), control=0, window_periods=0, comparison=comparison)
     assert got.winner == 2
     assert got.bandit_effect is not None
@@ -32,6 +33,15 @@ def test_a_clear_winner_with_a_comparison_group() -> None:
     assert lift.low < 0.4 < lift.high
     assert lift.claim == 1
     assert got.arms[0].lift_control is None
+    assert (got.best, got.worst) in ((2, 0), (2, 1))
+    best_against_worst, worst_against_best = got.arms[2].lift_worst, got.arms[got.worst or 0].lift_best
+    assert best_against_worst is not None
+    assert worst_against_best is not None
+    assert best_against_worst.low > 0.0
+    assert worst_against_best.high < 0.0
+    if got.worst == 0:
+        assert best_against_worst.low < lift.low, "chosen from the data: over three pairs, not two"
+    assert got.arms[2].lift_best is None
     assert not got.sample_ratio_alarm
     assert got.stop.safe
     assert got.exploration_share == pytest.approx(2 / 3, abs=0.02)
@@ -41,7 +51,13 @@ def test_a_clear_winner_with_a_comparison_group() -> None:
 
 def test_lower_is_better_turns_the_winner_round() -> None:
     counts = simulated([0.05, 0.05, 0.03])
-    got = report(counts, propensities=even(counts), control=0, window_periods=0, lower_is_better=True)
+    got = report(
+        counts,
+        propensities=even(counts),
+        control=0,
+        window_periods=0,
+        settings=ReportSettings(lower_is_better=True),
+    )
     assert got.winner == 2
     assert report(counts, propensities=even(counts), control=0, window_periods=0).winner is None
 
@@ -80,3 +96,66 @@ def test_young_periods_wait_for_their_window() -> None:
     assert got.winner is None
     assert any("older than the conversion window" in warning for warning in got.warnings)
     assert got.arms[0].trials > 0
+
+
+def test_arms_that_were_not_shown_together_are_warned_of_and_compared_where_they_were() -> None:
+    counts = simulated([0.05, 0.05, 0.07])
+    trials, successes = counts.trials.copy(), counts.totals().copy()
+    trials[:168, 2] = successes[:168, 2] = 0  # the third arm came after a week, in which all was half as good
+    successes[:168] = np.floor(successes[:168] / 2)
+    propensities = np.where(np.arange(336)[:, None] < 168, [0.5, 0.5, 0.0], np.full(3, 1 / 3))
+    got = report(PeriodCounts.of(trials, successes), propensities=propensities, control=0, window_periods=0)
+    assert any("those of the 168 of 336 periods" in warning for warning in got.warnings)
+    assert got.arms[0].rate == pytest.approx(0.05, abs=0.003)
+    lift = got.arms[2].lift_control
+    assert lift is not None
+    assert lift.low < 0.4 < lift.high
+
+
+def test_many_arms_are_told_against_control_best_and_worst_with_the_level_of_all_pairs() -> None:
+    rates = [0.05] * 18 + [0.03, 0.09]
+    counts = simulated(rates)
+    got = report(counts, propensities=even(counts), control=4, window_periods=0)
+    assert (got.best, got.worst) == (19, 18)
+    assert {pair for c in got.contrasts for pair in (c.a, c.b) if pair in (4, 18, 19)} == {4, 18, 19}
+    assert len(got.contrasts) == 19 + 18 + 17
+    few = report(
+        PeriodCounts.of(counts.trials[:, 17:], counts.successes[:, 17:]),
+        propensities=np.full((336, 3), 1 / 3),
+        control=0,
+        window_periods=0,
+    )
+    wide = next(c for c in got.contrasts if (c.a, c.b) == (18, 19))
+    narrow = next(c for c in few.contrasts if (c.a, c.b) == (1, 2))
+    assert wide.estimate == pytest.approx(narrow.estimate)
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert got.winner == 19
+
+
+def test_values_are_claimed_by_what_was_earned_and_not_by_the_most_that_the_cap_allows() -> None:
+    rng = np.random.default_rng(4)
+    trials = np.full((336, 2), 500)
+    buyers = rng.binomial(trials, [0.03, 0.03])
+    sums, squares = np.zeros((2, 336, 2))
+    for hour, arm in np.ndindex(336, 2):
+        spent = np.minimum(rng.exponential((40, 48)[arm], buyers[hour, arm]), 500) / 500
+        sums[hour, arm], squares[hour, arm] = spent.sum(), (spent**2).sum()
+    counts = PeriodCounts.of(trials, sums, sums, squares)
+    by_value, by_cap = (
+        report(
+            counts,
+            propensities=even(counts),
+            control=0,
+            window_periods=0,
+            settings=ReportSettings(values=values),
+        )
+        for values in (True, False)
+    )
+    narrow, wide = by_value.contrasts[0], by_cap.contrasts[0]
+    assert narrow.estimate == pytest.approx(wide.estimate)
+    assert narrow.low < -8 * 0.03 / 500 < narrow.high
+    assert (narrow.high - narrow.low) < 0.6 * (wide.high - wide.low)
+    assert (narrow.claim, wide.claim) == (-1, 0)
+    lift = by_value.arms[1].lift_control
+    assert lift is not None
+    assert 0.0 < lift.low < 0.2 < lift.high

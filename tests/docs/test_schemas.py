@@ -90,7 +90,7 @@ def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
                 collect(value)
 
     collect(document)
-    assert len(references) >= 4 * 4
+    assert len(references) >= 5 * 4
     for reference in references:
         file, _, pointer = reference.partition("#/")
         target: Any = document
@@ -99,7 +99,7 @@ def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
         for part in pointer.split("/") if pointer else []:
             target = target[part]
         assert target
-    assert set(document["channels"]) == {"exposures", "conversions", "allocations", "experiments"}
+    assert set(document["channels"]) == {"exposures", "conversions", "allocations", "experiments", "results"}
 
 
 def test_generating_writes_every_file(tmp_path: Path) -> None:

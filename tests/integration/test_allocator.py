@@ -24,6 +24,7 @@ from streams.experiments.view import ExperimentsView
 from streams.join.cells import HOUR_MS
 from streams.join.step import END_MS
 from streams.metrics import Metrics
+from streams.results import Results, decode_results
 from tests.harness.allocator_world import (
     RATES,
     START_HOUR,
@@ -63,6 +64,13 @@ async def test_a_week_of_counts_gives_168_allocations_each_from_what_is_dated_be
                 return len(await world.log()) >= 169
 
             await until(complete, "169 allocations in the log")
+
+            async def results_are_there() -> bool:
+                results = await newest_results(world, "banner")
+                last = (await world.edge())["banner"].version
+                return results is not None and results.allocation_version == last
+
+            await until(results_are_there, "results of the last allocation")
         print(f"168 allocations in {time.monotonic() - start_s:.1f} s")
         first, *tables = [allocation for _, allocation in await world.log()]
         assert (first.trigger, first.boundary_ms, first.state) == ("change", START_HOUR * HOUR_MS, "created")
@@ -86,8 +94,26 @@ async def test_a_week_of_counts_gives_168_allocations_each_from_what_is_dated_be
         await check_results_are_shown(world)
 
 
+async def newest_results(world: World, experiment_id: str) -> Results | None:
+    values = [each.value for each in await world.read("results") if each.key == experiment_id.encode()]
+    return decode_results(values[-1]) if values and values[-1] is not None else None
+
+
 async def check_results_are_shown(world: World) -> None:
-    found = json.loads(await asyncio.to_thread(output_of, world.settings, "results", "banner", "--json"))
+    """Check that command and topic tell the same figures, and that these are the counts'."""
+    raw = await asyncio.to_thread(output_of, world.settings, "results", "banner", "--json")
+    found = json.loads(raw)
+    published = await newest_results(world, "banner")
+    assert published is not None
+    worked_out = decode_results(raw.encode())
+    assert msgspec.structs.replace(worked_out, computed_at_ms=published.computed_at_ms) == published
+    shown = await asyncio.to_thread(output_of, world.settings, "results", "banner", "--json", "--published")
+    assert decode_results(shown.encode()) == published
+    assert published.allocation_version == (await world.edge())["banner"].version
+    assert published.in_sample is not None
+    assert published.inference is not None
+    off_policy = published.inference.off_policy
+    assert off_policy is None or all(each.snips or each.refused for each in off_policy.values)
     n_trials = world.settings.partitions * 168 * 100
     assert [arm["trials"] for arm in found["arms"]] == [n_trials] * 3
     assert [arm["weight"] for arm in found["arms"]] == [
