@@ -8,9 +8,10 @@ Everything is per interval: the caller passes what it knows at a boundary and st
 - Incubation: a new arm gets exactly ``1 / n`` until it has its trials; with a Beta(1, 1) prior against arms
 of 5% it would
   start with P(best) = 0.95 otherwise.
-- Drop: P(best) before floors below ``min(2%, 0.2 / n)`` for 24 consecutive intervals; a single look drops
-an arm in nine of
-  ten runs without any difference. Never control, never one of the last two.
+- Drop: P(best) before floors below ``min(2%, 0.2 / n)`` for 24 consecutive intervals, and the arm shown to be
+  worse than the others together by a bound that holds at all times
+  (:func:`bandit_core.inference.sequences.trailing_arms`). P(best) alone drops an arm in over half of the runs
+  without any difference. Never control, never one of the last two.
 - Guardrail: an arm stops when a bound that holds at all times says it harms by more than the margin
   (:func:`bandit_core.inference.sequences.difference_sequence`).
 """
@@ -18,7 +19,7 @@ an arm in nine of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -161,7 +162,7 @@ class FloorRule:
 
 @dataclass(frozen=True, slots=True)
 class DropRule:
-    """When an arm is dropped.
+    """When an arm is hopeless; only one that is also shown to be worse is dropped.
 
     Parameters
     ----------
@@ -197,11 +198,16 @@ class ArmLife:
     intervals_incubated : int
     intervals_below : int
         Consecutive intervals under the drop threshold.
+    rest_sum, rest_information : float
+        Evidence against all other arms together, see
+        :func:`bandit_core.inference.sequences.rest_increments`; negative is worse.
     """
 
     status: ArmStatus
     intervals_incubated: int = 0
     intervals_below: int = 0
+    rest_sum: float = 0.0
+    rest_information: float = 0.0
 
 
 def advance_arms(
@@ -214,6 +220,7 @@ def advance_arms(
     drop: DropRule | None,
     incubation: IncubationRule,
     harmful: ArrayLike | None = None,
+    trailing: ArrayLike | None = None,
 ) -> tuple[ArmLife, ...]:
     """Carry the arms over one boundary.
 
@@ -232,6 +239,8 @@ def advance_arms(
     incubation : IncubationRule
     harmful : array_like of bool, shape (n_arms,), optional
         Arms that a guardrail stops now.
+    trailing : array_like of bool, shape (n_arms,), optional
+        Arms shown to be worse than the others; only these are dropped. Default: P(best) alone decides.
 
     Returns
     -------
@@ -252,7 +261,8 @@ def advance_arms(
         elif life.status is ArmStatus.INCUBATING:
             age = life.intervals_incubated + 1
             done = n[i] >= incubation.trials(pooled_rate) or age >= incubation.max_intervals
-            moved = ArmLife(ArmStatus.ACTIVE if done else ArmStatus.INCUBATING, age)
+            status = ArmStatus.ACTIVE if done else ArmStatus.INCUBATING
+            moved = replace(life, status=status, intervals_incubated=age, intervals_below=0)
         result.append(moved)
     if drop is None:
         return tuple(result)
@@ -261,9 +271,10 @@ def advance_arms(
     for i in eligible:
         life = result[i]
         counts = life.status is ArmStatus.ACTIVE and n[i] >= drop.min_trials and p[i] < threshold
-        result[i] = ArmLife(life.status, life.intervals_incubated, life.intervals_below + 1 if counts else 0)
+        result[i] = replace(life, intervals_below=life.intervals_below + 1 if counts else 0)
     # The weakest first, as long as two eligible arms remain.
-    due = [i for i in eligible if i != control and result[i].intervals_below >= drop.intervals]
+    shown = np.ones(len(lives), dtype=bool) if trailing is None else np.asarray(trailing, dtype=bool)
+    due = [i for i in eligible if i != control and shown[i] and result[i].intervals_below >= drop.intervals]
     for i in sorted(due, key=lambda arm: (p[arm], arm))[: max(len(eligible) - 2, 0)]:
         result[i] = ArmLife(ArmStatus.DROPPED)
     return tuple(result)

@@ -51,6 +51,10 @@ class ArmAllocation(Struct, frozen=True, kw_only=True):
     effective_trials: float = 0.0  # what the trials are worth, after delay, discount and strata
     intervals_incubated: int = 0
     intervals_below: int = 0  # consecutive intervals below the drop threshold
+    against_rest: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # evidence against all others: sum, information
 
 
 class Allocation(Struct, frozen=True, kw_only=True):
@@ -100,11 +104,12 @@ def encode_allocation(allocation: Allocation) -> bytes:
                     f"{name} of arm {arm.arm_id!r} of experiment {allocation.experiment_id!r} is"
                     f" {getattr(arm, name)}; only finite numbers can be published"
                 )
-        if not all(map(math.isfinite, arm.interval)):
-            raise ValueError(
-                f"interval of arm {arm.arm_id!r} of experiment {allocation.experiment_id!r} is"
-                f" {arm.interval}; only finite numbers can be published"
-            )
+        for name in ("interval", "against_rest"):
+            if not all(map(math.isfinite, getattr(arm, name))):
+                raise ValueError(
+                    f"{name} of arm {arm.arm_id!r} of experiment {allocation.experiment_id!r} is"
+                    f" {getattr(arm, name)}; only finite numbers can be published"
+                )
     return _encoder.encode(allocation)
 
 

@@ -56,7 +56,7 @@ def _reach(variance: Array, alpha: float) -> Array:
         middle = 0.5 * (low + high)
         beyond = _log_wealth(middle, variance) > wanted
         high, low = np.where(beyond, middle, high), np.where(beyond, low, middle)
-    return high
+    return np.asarray(high)
 
 
 def _increments(

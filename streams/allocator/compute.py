@@ -377,6 +377,7 @@ def _arm(
         effective_trials=effective_trials,
         intervals_incubated=life.intervals_incubated,
         intervals_below=life.intervals_below,
+        against_rest=(life.rest_sum, life.rest_information),
     )
 
 

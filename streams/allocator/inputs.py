@@ -53,7 +53,7 @@ __all__ = [
     "learning_of",
 ]
 
-ENGINE = 3
+ENGINE = 4
 """Raised whenever the same inputs give other bytes than before; `audit` does not compare across engines."""
 
 PERIODS_MAX_HOURS = 672  # compared hour by hour: four weeks
@@ -140,6 +140,7 @@ class ArmBefore(Struct, frozen=True, kw_only=True):
     intervals_incubated: int
     intervals_below: int
     assignment_weight: float
+    against_rest: tuple[float, float] = (0.0, 0.0)
 
 
 class Before(Struct, frozen=True, kw_only=True):
@@ -183,6 +184,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
     guardrails: tuple[GuardrailInputs, ...] = ()
     before: Before | None = None
     context: ContextInputs | None = None
+    finished: str | None = None
 
 
 class Stamp(NamedTuple):
@@ -319,7 +321,37 @@ def gather_inputs(
                     history=pack_history(hours, arm_ids),
                 )
             )
-    return msgspec.structs.replace(inputs, history=history, guardrails=tuple(guardrails), context=context)
+    finished = _finished(record, counting, boundary_ms, counts, last)
+    return msgspec.structs.replace(
+        inputs, history=history, guardrails=tuple(guardrails), context=context, finished=finished
+    )
+
+
+def _finished(
+    record: ExperimentRecord,
+    counting: Counting,
+    boundary_ms: int,
+    counts: CountsSource,
+    last: Allocation | None,
+) -> str | None:
+    """Hours whose conversion window has ended since the last allocation, reporting view; for drops."""
+    if not record.policy.lifecycle.drop or record.status != "live" or last is None:
+        return None
+    hour, window = boundary_ms // HOUR_MS, math.ceil(counting.conversion_window_ms / HOUR_MS)
+    ended = min(hour - last.boundary_ms // HOUR_MS, PERIODS_MAX_HOURS)
+    if ended < 1:
+        return None
+    hours = counts.periods(
+        record.experiment_id,
+        counting.version,
+        counting.reward.metric,
+        hour,
+        n_hours=window + ended,
+        older=False,
+        view="reporting",
+    )
+    hours = {age: arms for age, arms in hours.items() if age >= window}
+    return pack_history(hours, [arm.arm_id for arm in record.arms])
 
 
 def inputs_of(
@@ -380,7 +412,7 @@ def inputs_of(
         kind="value" if counting.reward.kind == "value" else "rate",
         learning=learning_of(policy, counting),
         lifecycle=LifecycleInputs(**msgspec.structs.asdict(policy.lifecycle)),
-        before=_before(last),
+        before=_before(last, counting),
     )
 
 
@@ -426,10 +458,11 @@ def _frozen(record: ExperimentRecord, last: Allocation | None) -> Frozen | None:
     )
 
 
-def _before(last: Allocation | None) -> Before | None:
+def _before(last: Allocation | None, counting: Counting) -> Before | None:
     if last is None or last.status == "archived":
         return None
     defined = _defined(last)
+    same = last.definition_version == counting.version  # what was counted in another way shows nothing
     arms = {
         arm.arm_id: ArmBefore(
             defined=defined[arm.arm_id],
@@ -437,6 +470,7 @@ def _before(last: Allocation | None) -> Before | None:
             intervals_incubated=arm.intervals_incubated,
             intervals_below=arm.intervals_below,
             assignment_weight=arm.assignment_weight,
+            against_rest=arm.against_rest if same else (0.0, 0.0),
         )
         for arm in last.arms
     }

@@ -5,6 +5,9 @@ active when it has been seen enough, active -> dropped when it has been hopeless
 a guardrail's bound is passed. A dropped arm never returns under its id. An arm that a guardrail stopped
 returns when the definition has had it ``stopped`` and then ``active``.
 
+Whether an arm is worse than the others is judged by hours whose conversion window is over, reporting view.
+What earlier hours said is handed on from allocation to allocation; late corrections of them change nothing.
+
 A boundary advances lives once: a change of the definition in between recalculates and counts nothing
 twice.
 
@@ -12,11 +15,12 @@ Cost: O(arms), and O(hours * arms) for each guardrail.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bandit_core.inference.sequences import harmful_arms
+from bandit_core.inference.sequences import harmful_arms, rest_increments, trailing_arms
 from bandit_core.lifecycle import (
     ArmLife,
     DropRule,
@@ -29,11 +33,12 @@ from bandit_core.lifecycle import (
 from bandit_core.shares import ArmStatus
 from streams.allocator.counts_state import LAG_MAX_HOURS
 from streams.allocator.history import read_history
-from streams.allocator.inputs import DAY_HOURS, Inputs
+from streams.allocator.inputs import DAY_HOURS, ArmBefore, Inputs
 
 __all__ = ["advance_lives", "floor_of", "holdout_of", "lives_before"]
 
 GUARDRAIL_ALPHA = 0.05  # chance that a harmless arm of an experiment is ever stopped
+DROP_ALPHA = 0.05  # chance that an arm as good as the best is ever dropped
 HOLDOUT_MIN = 0.05
 
 
@@ -53,12 +58,16 @@ def lives_before(inputs: Inputs) -> tuple[ArmLife, ...]:
         ):
             lives.append(ArmLife(status))
         elif defined is ArmStatus.INCUBATING and before.defined == defined:
-            lives.append(ArmLife(status, before.intervals_incubated, before.intervals_below))
+            lives.append(_life(status, before))
         elif defined is ArmStatus.ACTIVE:
-            lives.append(ArmLife(defined, before.intervals_incubated, before.intervals_below))
+            lives.append(_life(defined, before))
         else:
             lives.append(ArmLife(defined))
     return tuple(lives)
+
+
+def _life(status: ArmStatus, before: ArmBefore) -> ArmLife:
+    return ArmLife(status, before.intervals_incubated, before.intervals_below, *before.against_rest)
 
 
 def advance_lives(
@@ -73,6 +82,15 @@ def advance_lives(
     arm_ids = [arm.arm_id for arm in inputs.arms]
     control = arm_ids.index(inputs.control) if inputs.control in arm_ids else None
     drop = DropRule(intervals=rule.drop_intervals, min_trials=float(rule.min_trials)) if rule.drop else None
+    trailing = None
+    if drop is not None:
+        lives = _with_evidence(inputs, lives)
+        sign = -1.0 if inputs.lower_is_better else 1.0
+        sums, information = (
+            [sign * life.rest_sum for life in lives],
+            [life.rest_information for life in lives],
+        )
+        trailing = trailing_arms(sums, information, alpha=DROP_ALPHA)
     return advance_arms(
         lives,
         trials=trials,
@@ -82,6 +100,41 @@ def advance_lives(
         drop=drop,
         incubation=IncubationRule(min_trials=rule.min_trials, max_trials=rule.max_trials),
         harmful=_harmful(inputs, lives, control),
+        trailing=trailing,
+    )
+
+
+def _with_evidence(inputs: Inputs, lives: Sequence[ArmLife]) -> tuple[ArmLife, ...]:
+    """Add what the hours whose window has ended say of each arm against all others together.
+
+    An arm that was stopped for another reason than being worse is no measure for the others: without it the
+    evidence begins anew.
+    """
+    before = inputs.before.arms if inputs.before is not None else {}
+    left = any(
+        arm.arm_id in before
+        and ArmStatus(before[arm.arm_id].status).eligible
+        and life.status in (ArmStatus.STOPPED, ArmStatus.PENDING)
+        for arm, life in zip(inputs.arms, lives, strict=True)
+    )
+    sums, information = np.zeros((2, len(lives)))
+    if inputs.finished and not left:
+        counts = read_history(
+            inputs.finished,
+            len(lives),
+            cap_micros=inputs.cap_micros,
+            values=False,
+            lag_max_hours=LAG_MAX_HOURS,
+        )
+        more = rest_increments(counts.trials, np.minimum(counts.totals(), counts.trials))
+        sums, information = (array.sum(axis=0) for array in more)
+    return tuple(
+        replace(
+            life,
+            rest_sum=float(sums[i]) + (0.0 if left else life.rest_sum),
+            rest_information=float(information[i]) + (0.0 if left else life.rest_information),
+        )
+        for i, life in enumerate(lives)
     )
 
 

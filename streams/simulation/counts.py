@@ -41,10 +41,13 @@ class Known(Protocol):
 
 
 class RunCounts:
-    """Counts of one run, as the allocator asks for them; always those of the present hour."""
+    """Counts of one run, as the allocator asks for them; always those of the present hour.
 
-    def __init__(self, world: Known, run: int) -> None:
-        self._world, self._run = world, run
+    Units do not return, so both views are the same; of metrics there is only ``metric``.
+    """
+
+    def __init__(self, world: Known, run: int, metric: str) -> None:
+        self._world, self._run, self._metric = world, run, metric
 
     def as_of(
         self, experiment_id: str, version: int, metric: str, hour: int, *, view: View | None = None
@@ -76,7 +79,7 @@ class RunCounts:
     ) -> Mapping[int, Mapping[str, Period]]:
         """Tell :meth:`as_of` apart by hour, with all hours before the first ``n_hours`` as one if wanted."""
         world, run = self._world, self._run
-        if view == "reporting":
+        if metric != self._metric:
             return {}  # guardrails; their metrics are not simulated
         found: dict[int, dict[str, Period]] = {}
         trials_left, by_lag_left = world.exposed[run].sum(axis=0), world.arrived[run].copy()

@@ -183,7 +183,8 @@ def _allocations(
         before = last[run] if last else None
         # The seed of a policy that draws comes from the id: every run needs one of its own.
         named = msgspec.structs.replace(record, experiment_id=world.names[run])
-        jobs.append(Job(gather_inputs(named, hour * HOUR_MS, RunCounts(world, run), before), _STAMP))
+        counts = RunCounts(world, run, record.versions[-1].reward.metric)
+        jobs.append(Job(gather_inputs(named, hour * HOUR_MS, counts, before), _STAMP))
     found = []
     for each in compute(jobs):
         if isinstance(each, Failure):

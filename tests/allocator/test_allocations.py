@@ -49,7 +49,8 @@ GOLDEN = (
     '"weight":0.81,"assignment_weight":0.9,'
     '"selection_probability":0.81,"probability_best":1e-12,"mean":0.30000000000000004,'
     '"interval":[0.0,1.0],"trials":1180591620717411303424,"successes":3,'
-    '"effective_trials":0.0,"intervals_incubated":0,"intervals_below":0}],"segments":{},"segment_best":{},'
+    '"effective_trials":0.0,"intervals_incubated":0,"intervals_below":0,"against_rest":[0.0,0.0]}],'
+    '"segments":{},"segment_best":{},'
     '"state":"trained","warnings":[],"inputs":{"a":{"b":null,"y":1.5},"z":1}}'
 ).encode()
 

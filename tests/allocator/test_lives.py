@@ -9,7 +9,8 @@ import pytest
 from bandit_core.policies import POLICIES
 from streams.allocations import Allocation, decode_allocation, encode_allocation
 from streams.allocator.compute import Job, Stamp, compute, inputs_in
-from streams.allocator.counts_state import ArmCounts, CountsState
+from streams.allocator.counts_state import ArmCounts, CountsState, Period
+from streams.allocator.history import pack_history
 from streams.allocator.inputs import gather_inputs, inputs_of, is_chained
 from streams.counts import CountsKey, CountsRecord, Order, encode_counts, encode_key
 from streams.edge.decision import DEFAULT_STALE
@@ -52,7 +53,11 @@ def after(
         n = own.get(arm.arm_id, trials)
         s = round(n * RATES[arm.arm_id])
         counts[arm.arm_id] = ArmCounts(n, s, s * 10**6, s * 10**12)
-    (found,) = compute([Job(inputs_of(record, hour * HOUR_MS, counts, read), STAMP)])
+    inputs = inputs_of(record, hour * HOUR_MS, counts, read)
+    if record.policy.lifecycle.drop and last is not None:
+        hours = {arm: Period(n, ((0, s, v, q),)) for arm, (n, s, v, q) in counts.items()}
+        inputs = msgspec.structs.replace(inputs, finished=pack_history({0: hours}, list(counts)))
+    (found,) = compute([Job(inputs, STAMP)])
     assert isinstance(found, Allocation), found
     (again,) = compute([Job(inputs_in(found), STAMP)])
     assert isinstance(again, Allocation)
@@ -193,13 +198,13 @@ def guarded(margin: float | None) -> ExperimentRecord:
     return experiment(dict.fromkeys("abc", "active"), versions=(counting,), default_arm="c")
 
 
-def refunds(rates: dict[str, float], hours: int) -> CountsState:
+def refunds(rates: dict[str, float], hours: int, metric: str = "refund") -> CountsState:
     state, rng = CountsState(views=("steering", "reporting")), np.random.default_rng(3)
     for hour in range(100, 100 + hours):
         cells = {}
         for arm_id, rate in rates.items():
             n = int(rng.binomial(500, rate))
-            key = CellKey("e", 1, "reporting", "refund", arm_id, "", "bandit", 0, hour)
+            key = CellKey("e", 1, "reporting", metric, arm_id, "", "bandit", 0, hour)
             cells[key] = Cell(500, 0, {1: LagCounts(n, n * 10**6, n * 10**12)} if n else {})
         key_of = CountsKey("e", 0, hour)
         state.absorb(encode_key(key_of), encode_counts(key_of, CountsRecord(Order(0, 0, 0), cells)))
@@ -270,3 +275,72 @@ def test_a_policy_is_switched_at_once_from_the_same_counts(algorithm: str) -> No
     switched, fresh = after(record, 5, before), after(record, 5, None)
     assert switched.algorithm == algorithm
     assert [arm.weight for arm in switched.arms] == [arm.weight for arm in fresh.arms]
+
+
+# --- the drop rule: hopeless, and shown to be worse ---
+
+
+def dropping(hours: int, rates: dict[str, float], **fields: Any) -> list[Allocation]:
+    """Allocate hour by hour from counts of both views; a window of two hours."""
+    counting = Counting(
+        version=1,
+        effective_from_ms=0,
+        reward=Reward(metric="m", kind="click"),
+        conversion_window_ms=2 * HOUR_MS,
+    )
+    policy = Policy(lifecycle=Lifecycle(drop=True, drop_intervals=3, min_trials=0))
+    record = experiment(
+        dict.fromkeys(rates, "active"), **({"versions": (counting,), "policy": policy} | fields)
+    )
+    state = refunds(rates, hours, "m")
+    made: list[Allocation] = []
+    for hour in range(100, 101 + hours):
+        last = decode_allocation(encode_allocation(made[-1])) if made else None
+        inputs = gather_inputs(record, hour * HOUR_MS, state, last)
+        # Steering is certain from the beginning that c is not the best: only the evidence keeps it.
+        sure = {"a": (9000, 900), "b": (9000, 900), "c": (9000, 300)}
+        arms = tuple(
+            msgspec.structs.replace(arm, trials=n, successes=s, value_micros=s * 10**6)
+            for arm, (n, s) in zip(inputs.arms, sure.values(), strict=True)
+        )
+        (found,) = compute([Job(msgspec.structs.replace(inputs, arms=arms), STAMP)])
+        assert isinstance(found, Allocation), found
+        made.append(found)
+    return made
+
+
+def test_a_hopeless_arm_is_dropped_when_hours_whose_window_is_over_show_it_to_be_worse() -> None:
+    made = dropping(60, {"a": 0.05, "b": 0.05, "c": 0.02})
+    dropped = [statuses(each).endswith("dropped") for each in made].index(True)
+    assert made[2].arms[2].against_rest == (0.0, 0.0), "no window was over"
+    # An hour of 500 units an arm, in the information of c against the two others.
+    one = made[3].arms[2].against_rest
+    assert one[1] == pytest.approx(500 * 1000 / 1500 * 0.04 * 0.96, rel=0.15)
+    assert made[4].arms[2].against_rest[1] == pytest.approx(2 * one[1], rel=0.25)
+    assert 3 < dropped < 30
+    assert made[dropped - 1].arms[2].intervals_below >= 3
+
+
+def test_an_arm_that_only_seems_hopeless_is_kept() -> None:
+    made = dropping(60, {"a": 0.05, "b": 0.05, "c": 0.05})
+    assert made[-1].arms[2].intervals_below > 24
+    assert statuses(made[-1]) == "active active active"
+
+
+def test_evidence_begins_anew_without_an_arm_that_somebody_stopped_and_with_another_version() -> None:
+    made = dropping(20, {"a": 0.05, "b": 0.05, "c": 0.02})
+    record = experiment(
+        {"a": "active", "b": "stopped", "c": "active"},
+        revision=2,
+        policy=Policy(lifecycle=Lifecycle(drop=True)),
+    )
+    assert made[10].arms[2].against_rest != (0.0, 0.0)
+    stopped = after(record, 130, made[10])
+    assert stopped.arms[2].against_rest == (0.0, 0.0)
+    other = msgspec.structs.replace(record.versions[0], version=2, effective_from_ms=1)
+    counted_anew = msgspec.structs.replace(
+        record, versions=(*record.versions, other), arms=experiment(dict.fromkeys("abc", "active")).arms
+    )
+    inputs = inputs_of(counted_anew, 131 * HOUR_MS, {}, made[10])
+    assert inputs.before is not None
+    assert inputs.before.arms["c"].against_rest == (0.0, 0.0)

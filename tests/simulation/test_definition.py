@@ -133,7 +133,7 @@ def test_counts_as_the_allocator_asks_for_them_add_up() -> None:
     for bucket in range(9):
         for lag in range(min(5, 9 - bucket)):
             World.arrived[:, :, lag] += World.by_lag[bucket][:, :, lag]
-    counts = RunCounts(World(), 1)
+    counts = RunCounts(World(), 1, "m")
     total = counts.as_of("e", 1, "m", 9)
     for n_hours, older in ((9, False), (4, True), (2, True), (9, True)):
         periods = counts.periods("e", 1, "m", 9, n_hours=n_hours, older=older)
