@@ -6,15 +6,16 @@ import random
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from streams.config import Settings
-from streams.embedded.probe import HOST
+from streams.config import Settings, TopicName
 from tests.chaos import checks, nemesis
-from tests.chaos.crew import Crew, Member, make_network
+from tests.chaos.crew import Crew, Member
+from tests.chaos.network import Network
 from tests.chaos.schedule import N_WORKERS, Schedule
 from tests.chaos.shop import HOUR_S, Edge, Shop
 from tests.chaos.watch import JournalWatch, SourceWatch
@@ -68,77 +69,101 @@ def settings_of(bootstrap: str, schedule: Schedule, folder: Path) -> Settings:
 
 
 class Run:
-    """One run of a schedule in a folder of its own."""
+    """Schedules one after the other on one installation, each with its checks; in a folder of its own."""
 
-    def __init__(self, schedule: Schedule, folder: Path) -> None:
-        self.schedule = schedule
+    def __init__(self, schedules: Sequence[Schedule], folder: Path) -> None:
+        self.schedules = schedules
         self.folder = folder
+        self.reports: list[Report] = []
         self.failures: dict[str, list[str]] = {}
         self.figures: dict[str, Any] = {}
         self._edge: Edge | None = None
+        self._has_second = any(fault.kind == "slow-leader" for each in schedules for fault in each.faults)
 
-    async def run(self) -> Report:
-        """Do it; never raises for what goes wrong in the run itself."""
-        began_s = time.monotonic()
+    async def run(self) -> list[Report]:
+        """Do it, up to the first schedule after which a check does not hold.
+
+        What goes wrong in the run itself is in the reports, not raised.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.schedule.write(self.folder / "schedule.json")
-        network = make_network(self.folder / "kafka", N_WORKERS)
+        for n, schedule in enumerate(self.schedules):
+            schedule.write(self.folder / f"schedule-{n + 1}.json")
+        began_s = time.monotonic()
         try:
-            await asyncio.to_thread(network.kafka.start)
-            await self._with_broker(network)
+            async with Network(self.folder / "kafka", N_WORKERS, 2 if self._has_second else 1) as network:
+                await self._with_brokers(network)
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs into the report
             self.failures["run"] = [f"{type(error).__name__}: {error}"]
-        finally:
-            network.kafka.resume()
-            await asyncio.to_thread(network.kafka.kill)
+            self._report(began_s)
+        if all(report.ok for report in self.reports):
+            for folder in self.folder.glob("kafka*"):
+                shutil.rmtree(folder, ignore_errors=True)
+        return self.reports
+
+    def _report(self, began_s: float) -> None:
+        schedule = self.schedules[min(len(self.reports), len(self.schedules) - 1)]
+        paths = (self.folder / f"schedule-{n + 1}.json" for n in range(len(self.reports) + 1))
         self.figures["wall_s"] = round(time.monotonic() - began_s, 1)
         report = Report(
-            seed=self.schedule.seed,
-            seconds=self.schedule.seconds,
-            kinds=sorted({fault.kind for fault in self.schedule.faults}),
-            standby_replicas=self.schedule.standby_replicas,
+            seed=schedule.seed,
+            seconds=schedule.seconds,
+            kinds=sorted({fault.kind for fault in schedule.faults}),
+            standby_replicas=self.schedules[0].standby_replicas,
             failures=self.failures,
             figures=self.figures,
-            command=f"{Path(sys.executable).name} -m tests.chaos --schedule {self.folder / 'schedule.json'}",
+            command=f"{Path(sys.executable).name} -m tests.chaos --schedule {' '.join(map(str, paths))}",
             folder=str(self.folder),
         )
+        self.reports.append(report)
+        self.failures, self.figures = {}, {}
         checks.write_json(
-            self.folder / "report.json", {f: getattr(report, f) for f in report.__struct_fields__}
+            self.folder / f"report-{len(self.reports)}.json",
+            {f: getattr(report, f) for f in report.__struct_fields__},
         )
-        if report.ok:
-            shutil.rmtree(self.folder / "kafka", ignore_errors=True)
-        return report
 
-    async def _with_broker(self, network: Any) -> None:
-        settings = settings_of(network.kafka.bootstrap_servers, self.schedule, self.folder)
-        hours = self.schedule.seconds / HOUR_S
+    async def _with_brokers(self, network: Network) -> None:
+        first = self.schedules[0]
+        settings = settings_of(network.bootstrap_servers, first, self.folder)
+        await network.create_topics(settings, self._place)
+        hours = sum(schedule.seconds for schedule in self.schedules) / HOUR_S
         start_ms = (time.time_ns() // 1_000_000 // HOUR_MS - int(hours) - 60) * HOUR_MS
         async with contextlib.AsyncExitStack() as stack:
             installation = await stack.enter_async_context(Installation(settings))
-            crew = await stack.enter_async_context(Crew(settings, self.folder, network.proxies))
+            crew = await stack.enter_async_context(Crew(settings, self.folder, network.links))
             sources = await stack.enter_async_context(SourceWatch(settings))
             journal = await stack.enter_async_context(JournalWatch(settings))
-            shop = Shop(installation, seed=self.schedule.seed, start_ms=start_ms, hours=hours)
+            shop = Shop(installation, seed=first.seed, start_ms=start_ms)
             definitions = {record.experiment_id: record for record in experiments(start_ms)}
             await installation.define(definitions.values())
             world = World(
-                self.folder, settings, network.kafka, crew, shop, installation, sources, journal, definitions
+                self.folder, settings, network, crew, shop, installation, sources, journal, definitions
             )
-            if any(fault.kind == "disk-full" for fault in self.schedule.faults) and may_mount():
-                crew.members[random.Random(self.schedule.seed).randrange(2)].mount_disk()
-            await self._live(world)
-            await self._check(world)
+            kinds = {fault.kind for schedule in self.schedules for fault in schedule.faults}
+            if "disk-full" in kinds and may_mount():
+                crew.members[random.Random(first.seed).randrange(2)].mount_disk()
+            for member in crew.members[:2]:
+                member.start()
+            for schedule in self.schedules:
+                began_s = time.monotonic()
+                await self._live(world, schedule)
+                await self._check(world, ends=schedule is self.schedules[-1])
+                self._report(began_s)
+                if not self.reports[-1].ok:
+                    return
 
-    async def _live(self, world: World) -> None:
-        for member in world.crew.members[:2]:
-            member.start()
+    def _place(self, role: TopicName, number: int) -> list[int]:
+        """Have one partition of the journal led by a broker of its own, if that is to be slow."""
+        is_slow = self._has_second and (role, number) == ("journal", nemesis.SLOW_PARTITION)
+        return [nemesis.SLOW_BROKER if is_slow else 1]
+
+    async def _live(self, world: World, schedule: Schedule) -> None:
         await asyncio.gather(*(m.handle.wait_ready(START_S) for m in world.crew.members[:2]))
-        self._edge = Edge(world.settings, world.shop, self.schedule.seed)
+        self._edge = Edge(world.settings, world.shop, schedule.seed)
         edge = asyncio.create_task(self._edge.run(), name="edge")
         shop = asyncio.create_task(world.shop.run(), name="shop")
         try:
-            world.began_s = time.monotonic()
-            await nemesis.run(world, self.schedule)
+            world.begin()
+            await nemesis.run(world, schedule)
             nemesis.heal(world)
             world.shop.stop()
             async with asyncio.timeout(60):
@@ -150,8 +175,9 @@ class Run:
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 world.problems.append(f"harness: {type(outcome).__name__}: {outcome}")
+        self.figures |= {"faults": len(schedule.faults), "events_log": world.events}
 
-    async def _check(self, world: World) -> None:
+    async def _check(self, world: World, *, ends: bool) -> None:
         settings, healed_s = world.settings, time.monotonic()
         try:
             await self._wait_drained(world)
@@ -169,8 +195,10 @@ class Run:
         self._hold("account", checks.check_account(rows, world.journal))
         self._hold("skips", self._skip_problems(world))
         self._hold("dead letters", await checks.check_letters(settings, world.journal, world.sources))
-        self._hold("shutdown", await self._stop_all(world))
-        copies = {member.name: member.data_dir for member in world.crew.members}
+        copies: dict[str, Path] = {}
+        if ends:  # the databases are open until then
+            self._hold("shutdown", await self._stop_all(world))
+            copies = {member.name: member.data_dir for member in world.crew.members}
         self._hold("replay", await checks.check_replays(settings, world.journal, copies, expected))
         self._hold("allocations", await checks.check_allocations(settings))
         if self._edge is not None:
@@ -261,7 +289,6 @@ class Run:
         self.figures |= {
             "events": sum(len(each) for each in rows.values()),
             "skipped": len([position for position in skipped if position in world.sources.records]),
-            "faults": len(self.schedule.faults),
             "claims": world.journal.n_claims,
             "ignored_journal_records": dict(world.journal.ignored),
             "sweeps": sum(world.journal.n_sweeps.values()),
@@ -270,6 +297,5 @@ class Run:
             "edge_decisions": edge.n_decisions if edge else 0,
             "edge_versions": {k: len(v) for k, v in edge.versions.items()} if edge else {},
             "workers_ended_by_themselves": [tuple(each) for each in world.crew.ended],
-            "events_log": world.events,
-            "broker": f"{HOST}, one node",
+            "brokers": len(world.network.brokers),
         }

@@ -1,4 +1,4 @@
-"""The workers of a run, each behind a proxy of its own, and the supervisor that starts again what ends."""
+"""The workers of a run, each with connections of its own, and the supervisor that starts again what ends."""
 
 import asyncio
 import contextlib
@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streams.config import Settings
-from streams.embedded import EmbeddedKafka
-from streams.embedded.probe import HOST, free_port
-from tests.chaos.proxy import Proxy
+from tests.chaos.network import Link
 from tests.harness.workers import WorkerHandle
 
 DISK_BYTES = 192 << 20
@@ -22,37 +20,6 @@ INSPECT = f"{Path(__file__).with_name('inspect')}{os.pathsep}{Path(__file__).par
 SUPERVISE_S = 0.5
 CLOCK_AHEAD = {"PYTHONPATH": INSPECT, "CHAOS_CLOCK_SHIFT_S": "86400"}
 CLOCK_BEHIND = {"PYTHONPATH": INSPECT, "CHAOS_CLOCK_SHIFT_S": "-86400"}
-
-
-class Network(NamedTuple):
-    """A broker with a listener for the harness and one for each worker, advertised at the worker's proxy."""
-
-    kafka: EmbeddedKafka
-    proxies: list[Proxy]
-
-
-def make_network(folder: Path, n_workers: int) -> Network:
-    """Make the broker and its proxies; nothing is started."""
-    port, controller = free_port(), free_port()
-    listeners, advertised, proxies = [f"PLAINTEXT://{HOST}:{port}"], [f"PLAINTEXT://{HOST}:{port}"], []
-    for number in range(n_workers):
-        inner = free_port()
-        proxy = Proxy(inner)
-        proxies.append(proxy)
-        listeners.append(f"W{number}://{HOST}:{inner}")
-        advertised.append(f"W{number}://{HOST}:{proxy.port}")
-    names = ",".join(f"W{number}:PLAINTEXT" for number in range(n_workers))
-    kafka = EmbeddedKafka(
-        folder,
-        port=port,
-        settings={
-            "listeners": ",".join([*listeners, f"CONTROLLER://{HOST}:{controller}"]),
-            "advertised.listeners": ",".join([*advertised, f"CONTROLLER://{HOST}:{controller}"]),
-            "listener.security.protocol.map": f"PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,{names}",
-            "controller.quorum.bootstrap.servers": f"{HOST}:{controller}",
-        },
-    )
-    return Network(kafka, proxies)
 
 
 class Ended(NamedTuple):
@@ -67,10 +34,10 @@ class Ended(NamedTuple):
 class Member:
     """One worker: its process, its proxy, and what is wanted of it."""
 
-    def __init__(self, settings: Settings, number: int, folder: Path, proxy: Proxy) -> None:
-        own = settings.model_copy(update={"bootstrap_servers": f"{HOST}:{proxy.port}"})
+    def __init__(self, settings: Settings, number: int, folder: Path, link: Link) -> None:
+        own = settings.model_copy(update={"bootstrap_servers": link.address})
         self.handle = WorkerHandle(own, f"w{number + 1}", folder)
-        self.proxy = proxy
+        self.link = link
         self.wanted = False
         self.lock = asyncio.Lock()
         self.extra: dict[str, str] = {}
@@ -130,15 +97,13 @@ class Member:
 class Crew:
     """All workers; an async context manager that supervises them."""
 
-    def __init__(self, settings: Settings, folder: Path, proxies: list[Proxy]) -> None:
-        self.members = [Member(settings, n, folder, proxy) for n, proxy in enumerate(proxies)]
+    def __init__(self, settings: Settings, folder: Path, links: list[Link]) -> None:
+        self.members = [Member(settings, n, folder, link) for n, link in enumerate(links)]
         self.ended: list[Ended] = []
         self._began_s = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Crew":
-        for member in self.members:
-            await member.proxy.start()
         self._task = asyncio.create_task(self._supervise())
         return self
 
@@ -148,7 +113,6 @@ class Crew:
             await asyncio.gather(self._task, return_exceptions=True)
         for member in self.members:
             member.handle.kill()
-            await member.proxy.stop()
             member.unmount_disk()
 
     async def _supervise(self) -> None:
@@ -181,7 +145,7 @@ class Crew:
     def heal(self) -> None:
         """Everything as it should be: connections pass, nobody is stopped, two workers at least run."""
         for member in self.members:
-            member.proxy.set("pass")
+            member.link.set("pass")
             member.handle.resume()
         for member in self.members[:2]:
             member.wanted = True

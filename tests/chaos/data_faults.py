@@ -63,6 +63,7 @@ async def journal_truncated(world: World, fault: Fault, pick: random.Random) -> 
             number: world.kafka.folder / "data" / f"{world.settings.topic('journal')}-{number}"
             for number in range(world.settings.partitions)
         }
+        folders = {number: each for number, each in folders.items() if each.exists()}  # the others: broker 2
         with_data = [number for number, each in folders.items() if max(each.glob("*.log")).stat().st_size]
         number = pick.choice(with_data or list(folders))
         folder = folders[number]

@@ -7,10 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
 from tests.chaos import data_faults, worker_faults
+from tests.chaos.proxy import Mode
 from tests.chaos.schedule import Fault, Schedule
 from tests.chaos.world import World
 
 FAULT_DEADLINE_S = 90.0
+SLOW_BROKER = 2
+SLOW_PARTITION = 1
 Action = Callable[[World, Fault, random.Random], Awaitable[None]]
 
 
@@ -36,13 +39,24 @@ async def network(world: World, fault: Fault, pick: random.Random) -> None:
     """Cut, slow or silent connections of one worker."""
     member = world.crew.members[fault.worker]
     if fault.kind == "delay":
-        member.proxy.set("delay", delay_s=pick.uniform(0.05, 0.4))
+        member.link.set("delay", delay_s=pick.uniform(0.05, 0.4))
     else:
-        member.proxy.set("cut" if fault.kind == "cut" else "blackhole")
+        member.link.set("cut" if fault.kind == "cut" else "blackhole")
     try:
         await asyncio.sleep(fault.seconds)
     finally:
-        member.proxy.set("pass")
+        member.link.set("pass")
+
+
+async def slow_leader(world: World, fault: Fault, pick: random.Random) -> None:
+    """The leader of one partition answers late, or not at all."""
+    mode: Mode = pick.choice(("delay", "blackhole"))
+    world.note("slow-leader", mode=mode)
+    world.network.slow(SLOW_BROKER, mode, delay_s=pick.uniform(0.5, 2.0))
+    try:
+        await asyncio.sleep(fault.seconds)
+    finally:
+        world.network.slow(SLOW_BROKER, "pass")
 
 
 async def resend(world: World, fault: Fault, pick: random.Random) -> None:
@@ -78,6 +92,7 @@ ACTIONS: Mapping[str, Action] = MappingProxyType(
         "cut": network,
         "delay": network,
         "blackhole": network,
+        "slow-leader": slow_leader,
         "resend": resend,
         "ahead": ahead,
         "poison": poison,

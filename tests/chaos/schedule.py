@@ -42,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "cut": Kind("connections between a worker and the broker cut", 1, 10),
     "delay": Kind("connections between a worker and the broker slow", 5, 12),
     "blackhole": Kind("connections between a worker and the broker silent, not closed", 3, 10),
+    "slow-leader": Kind("the leader of one partition slow or silent, those of the others not", 6, 12),
     "broker-kill": Kind("kill -9 of the broker in the middle of produces", 0, 3),
     "broker-pause": Kind("SIGSTOP of the broker", 3, 10),
     "resend": Kind("a producer repeats and reorders what it sent", 3, 6),

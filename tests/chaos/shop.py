@@ -38,7 +38,7 @@ class Shop:
         Whether every record is sent again, out of order.
     """
 
-    def __init__(self, installation: Installation, *, seed: int, start_ms: int, hours: float) -> None:
+    def __init__(self, installation: Installation, *, seed: int, start_ms: int) -> None:
         self.installation = installation
         self.start_ms = start_ms
         self.held: set[str] = set()
@@ -49,7 +49,6 @@ class Shop:
         self._traffic = Traffic(
             seed=seed, start_ms=start_ms, n_partitions=self._settings.partitions, n_units=1500
         )
-        self._hours_left = hours
         self._back: list[Sent] = []
         self._recent: deque[Sent] = deque(maxlen=400)
         self._pending: set[asyncio.Future[Any]] = set()
@@ -62,7 +61,8 @@ class Shop:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Produce until `stop`."""
+        """Produce until `stop`; may be run again."""
+        self._stopping.clear()
         due_s = time.monotonic()
         while not self._stopping.is_set():
             n = int(EVENTS_PER_S * TICK_S)

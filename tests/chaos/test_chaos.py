@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.campaign import Run
+from tests.chaos.nemesis import ACTIONS
 from tests.chaos.schedule import KINDS, SHORT_KINDS, Schedule
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
 async def test_a_minute_of_faults_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
-    report = await Run(Schedule.from_seed(1, seconds=50, kinds=SHORT_KINDS), tmp_path / "run").run()
+    (report,) = await Run([Schedule.from_seed(1, seconds=50, kinds=SHORT_KINDS)], tmp_path / "run").run()
     assert report.ok, report.failures
 
 
@@ -36,8 +39,14 @@ def test_an_unknown_fault_is_refused_by_name() -> None:
 
 
 def test_every_promise_names_a_test_that_exists() -> None:
-    root = Path(__file__).parents[2]
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (root / "docs" / "reliability.md").read_text())
+    assert "(reliability.md)" in (ROOT / "docs" / "operators.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "reliability.md").read_text())
     assert len(named) > 15
     for path, test in named:
-        assert f"def {test}(" in (root / path).read_text(), f"{path} has no {test}"
+        assert f"def {test}(" in (ROOT / path).read_text(), f"{path} has no {test}"
+
+
+def test_every_kind_of_fault_is_done_by_the_nemesis_and_stands_in_the_docs() -> None:
+    section = (ROOT / "docs" / "reliability.md").read_text().split("## The fault campaign")[1]
+    table = section.split("| fault | kinds |")[1].split("**Checks:**")[0]
+    assert set(re.findall(r"`([a-z-]+)`", table)) == set(KINDS) == set(ACTIONS)

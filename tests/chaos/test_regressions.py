@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from streams.config import Settings
+from streams.demo.verification import add_cells, read_counts
 from streams.embedded import Broker, EmbeddedKafka
+from streams.join.cells import Cell, CellKey, decode_cell, decode_key
+from streams.log_reader import LogReader
+from streams.state.kafka_journal import KafkaJournal
+from streams.state.partition import Partition
+from streams.state.recovery import recover
 from tests.chaos.checks import read_all_letters
 from tests.harness.check import JournalWatch, verify
 from tests.harness.installation import Installation, quick_settings
@@ -139,3 +146,56 @@ async def test_a_second_process_on_a_data_folder_is_refused(
         finally:
             first.kill()
             second.kill()
+
+
+async def test_sigterm_in_the_middle_of_a_backlog_finishes_the_batch_in_hand(
+    broker: Broker, topic_prefix: str, tmp_path: Path
+) -> None:
+    """What the journal has at the end the topic counts has, too; the next worker goes on from there."""
+    settings = quick_settings(
+        broker.bootstrap_servers, topic_prefix, tmp_path, batch_max_records=100, counts_flush_ms=5_000
+    )
+    start = start_ms()
+    records = experiments(start)
+    async with Installation(settings) as installation, JournalWatch(settings) as watch:
+        await installation.define(records)
+        traffic = Traffic(seed=8, start_ms=start, n_partitions=settings.partitions)
+        produced = await installation.produce(traffic.records(20_000, hours=6))
+        worker = WorkerHandle(settings, "w1", tmp_path, roles="join")
+        worker.start()
+        try:
+
+            async def counting() -> bool:
+                return sum(sum(head.positions.values()) for head in watch.heads.values()) > 1_000
+
+            await until(counting, deadline_s=60, what="it counts")
+            began_s = time.monotonic()
+            assert await worker.stop(60) == 0
+            assert time.monotonic() - began_s < settings.shutdown_deadline_ms / 1000 + EXIT_MARGIN_S
+            assert sum(sum(head.positions.values()) for head in watch.heads.values()) < produced
+            assert await published(settings) == await journalled(settings, tmp_path / "replayed")
+            worker.start()
+            await verify(settings, watch, records)
+        finally:
+            worker.kill()
+
+
+async def published(settings: Settings) -> dict[CellKey, Cell]:
+    """Cells as the topic counts has them."""
+    async with LogReader(settings) as reader:
+        return (await read_counts(settings, reader)).cells
+
+
+async def journalled(settings: Settings, folder: Path) -> dict[CellKey, Cell]:
+    """Cells as fresh replays of the journals have them."""
+    journal = KafkaJournal(topic=settings.topic("journal"), kafka_options=settings.kafka_options())
+    cells = []
+    try:
+        for number in range(settings.partitions):
+            partition = Partition.open(folder / str(number), name=f"journal[{number}]")
+            await recover(partition, journal.log(number), deadline_s=60)
+            cells.append({decode_key(key): decode_cell(value) for key, value in partition.cells()})
+            partition.close()
+    finally:
+        await journal.stop()
+    return add_cells(cells)

@@ -60,6 +60,8 @@ async def allocator_pause(world: World, fault: Fault, pick: random.Random) -> No
 
 
 async def _stop(member: Member) -> None:
+    if not member.handle.running:  # another fault was here before
+        return
     status = await member.stop()
     # 1: it was about to end by itself; -15: it had not come as far as to listen to signals
     if status not in (0, 1, -signal.SIGTERM):

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from streams.config import Settings
-from streams.embedded import EmbeddedKafka
 from streams.experiments.definition import ExperimentRecord
 from tests.chaos.crew import Crew
+from tests.chaos.network import Broker, Network
 from tests.chaos.shop import Shop
 from tests.chaos.watch import JournalWatch, SourceWatch
 from tests.harness.installation import Installation
@@ -20,7 +20,7 @@ class World:
 
     folder: Path
     settings: Settings
-    kafka: EmbeddedKafka
+    network: Network
     crew: Crew
     shop: Shop
     installation: Installation
@@ -32,6 +32,16 @@ class World:
     problems: list[str] = field(default_factory=list)
     deleted_below: dict[tuple[str, int], int] = field(default_factory=dict)
     began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def kafka(self) -> Broker:
+        """The broker that faults kill, pause and take records from."""
+        return self.network.first
+
+    def begin(self) -> None:
+        """Start the clock of a schedule."""
+        self.began_s = time.monotonic()
+        self.events = []
 
     def note(self, what: str, **details: object) -> None:
         """Keep and print an event of the run."""
