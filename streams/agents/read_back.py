@@ -115,7 +115,11 @@ class ReadBack:
                 while self._wanted.is_set():
                     await self._poll(consumer)
             except (KafkaError, OSError) as error:
-                log.warning("%s: not read back, trying again: %r", self._tps[0].topic, error)
+                log.warning(
+                    "%s: not read back, trying again: %r; the join needs the right to read it",
+                    self._tps[0].topic,
+                    error,
+                )
                 await asyncio.sleep(RETRY_S)
             finally:
                 await stop_consumer(consumer)

@@ -2,8 +2,8 @@
 
 What: `pack_history` writes the hours of `CountsState.periods` as text, `read_history` makes the arrays of
 them that :mod:`bandit_core` takes. Layout: base64 of zlib of JSON ``[[age, [[trials, [[lag, successes,
-value_micros, value_sq_micros2], ...]], ... one for each arm]], ...]``, ascending; value and squares are
-left out where every reward is 1, arms without anything are 0.
+value_micros, value_sq_micros2], ...]], ... one for each arm]], ...]``, ascending; value and squares are left
+out where every reward is 1, arms without anything are 0.
 
 Why packed: a day of ten arms is 20 kB of JSON and 3 kB of this, in a record that every edge reads.
 

@@ -1,9 +1,8 @@
 """Writes one partition number of several topics, every record acknowledged by all in-sync replicas.
 
-Why a producer of its own: one that can be thrown away after an error. Whatever it may still have written
-late is caught by the rule of the log. Idempotent, so that a batch that is sent again does not stand in the
-log twice; such a producer never gives up, and stopping it waits for what it holds: both have deadlines
-here.
+Why a producer of its own: one that can be thrown away after an error. Whatever it may still have written late
+is caught by the rule of the log. Idempotent, so that a batch that is sent again does not stand in the log
+twice; such a producer never gives up, and stopping it waits for what it holds: both have deadlines here.
 """
 
 import asyncio
