@@ -9,25 +9,22 @@ run on; the exit status is 1 if a contestant counted wrongly or failed, never be
 import argparse
 import asyncio
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bench.aiokafka_reader import AiokafkaReader
-from bench.contestant import BROKER_CORE, Arena, Contestant, Run, Unavailable, can_pin, on_core
+from bench.contestant import BROKER_CORE, Arena, Contestant, Run, Unavailable, on_core, topic_disk_bytes
 from bench.faust_join import FaustJoin
 from bench.kafka_streams.contestant import KafkaStreams
-from bench.product import BanditStreams, define, experiment
+from bench.product import BanditStreams, prepare
 from bench.quix_join import QuixJoin
-from bench.worker import settings_of
-from bench.workload import Counts, Workload, difference, expected, produce
+from bench.report import machine, say, table
+from bench.workload import Counts, Workload, difference
 from streams.embedded import EmbeddedKafka
 
 PREFIX = "bench-"
@@ -97,6 +94,7 @@ def document(arena: Arena, runs: list[Run], best_reader_s: float | None) -> dict
     """Figures of a contestant's best run, and how far its runs lie apart."""
     best = min(runs, key=lambda run: run.seconds)
     n = arena.n_events
+    sources = sum(topic_disk_bytes(arena, topic) for topic in arena.topics.values())
     return {
         "events": n,
         "events_per_s": round(n / best.seconds),
@@ -106,6 +104,7 @@ def document(arena: Arena, runs: list[Run], best_reader_s: float | None) -> dict
         "cpu_s_per_million": round(1e6 * best.cpu_seconds / n, 2),
         "ratio_to_aiokafka": None if best_reader_s is None else round(best_reader_s / best.seconds, 3),
         "peak_mib": round(best.peak_bytes / 2**20),
+        "source_disk_bytes_per_event": round(sources / n, 1),
         "state_bytes_per_event": round(best.state_bytes / n, 1),
         "journal_bytes_per_event": round(best.journal_bytes / n, 1),
         "journal_disk_bytes_per_event": round(best.journal_disk_bytes / n, 1),
@@ -119,11 +118,11 @@ async def attempt(contestant: Contestant, arena: Arena, number: int) -> Run | st
     except Unavailable:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it was, the others are measured
-        report(f"{contestant.name}: failed: {error!r}")
+        say(f"{contestant.name}: failed: {error!r}")
         return f"{type(error).__name__}: {error}"
     used_us = 1e6 * run.cpu_seconds / arena.n_events
     rate = arena.n_events / run.seconds
-    report(f"{contestant.name}: {rate:,.0f} events/s, {used_us:.1f} CPU us an event")
+    say(f"{contestant.name}: {rate:,.0f} events/s, {used_us:.1f} CPU us an event")
     return run
 
 
@@ -141,7 +140,7 @@ async def compete(
             try:
                 came_to = await attempt(contestant, arena, number)
             except Unavailable as reason:
-                report(f"{name}: left out: {reason}")
+                say(f"{name}: left out: {reason}")
                 left_out.add(name)
                 continue
             if isinstance(came_to, str):
@@ -163,11 +162,6 @@ async def compete(
     return documents
 
 
-def report(line: str) -> None:
-    """Say what goes on, beside the result."""
-    print(line, file=sys.stderr, flush=True)
-
-
 COLUMNS: Mapping[str, str] = {
     "name": "contestant",
     "events_per_s": "events/s",
@@ -182,63 +176,9 @@ COLUMNS: Mapping[str, str] = {
 }
 
 
-def table(documents: list[dict[str, Any]]) -> str:
-    """Markdown table of the figures, and the settings below it."""
-    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|---" * len(COLUMNS) + "|"]
-    for each in documents:
-        if "error" in each:
-            reason = " ".join(each["error"].split())[:200].replace("|", "/")
-            lines.append(f"| {each['name']} | failed: {reason}" + " | –" * (len(COLUMNS) - 2) + " |")
-        else:
-            lines.append("| " + " | ".join(cell(each[name]) for name in COLUMNS) + " |")
-    settings = [f"- {each['name']}: {each['settings']}" for each in documents if "settings" in each]
-    return "\n".join([*lines, "", *settings])
-
-
-def cell(value: object) -> str:
-    """Write a figure as a table has it."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def machine() -> str:
-    """Cores, system and versions, for the head of the table."""
-    found = Path("/proc/cpuinfo")
-    model = (
-        next(
-            (
-                line.partition(":")[2].strip()
-                for line in found.read_text().splitlines()
-                if "model name" in line
-            ),
-            platform.processor(),
-        )
-        if found.exists()
-        else platform.processor()
-    )
-    packages = ", ".join(f"{name} {version(name)}" for name in ("aiokafka", "msgspec", "rocksdict"))
-    return (
-        f"{os.cpu_count()} x {model}, {platform.system()}, Python {platform.python_version()}, {packages}; "
-        f"{'broker and contestant each on a core of its own' if can_pin() else 'nothing pinned'}"
-    )
-
-
 async def main_async(options: argparse.Namespace, bootstrap: str, folder: Path) -> list[dict[str, Any]]:
     """Produce the work, and let the contestants run."""
-    work = work_of(options)
-    settings = settings_of(bootstrap, PREFIX, work.partitions)
-    await define(settings, (experiment(f"experiment-{each}", work) for each in range(work.experiments)))
-    topics = {topic: settings.topic(topic) for topic in ("exposures", "conversions")}
-    began_s = time.monotonic()
-    n_events = await produce(work, bootstrap, topics)
-    report(f"{n_events:,} events produced in {time.monotonic() - began_s:.0f} s")
-    n_expected, wanted = expected(work)
-    if n_expected != n_events:
-        raise SystemExit(f"produced {n_events} events, the oracle has {n_expected}")
-    arena = Arena(bootstrap, topics, work, n_events, folder, folder / "kafka", PREFIX, options.deadline)
+    arena, wanted = await prepare(work_of(options), bootstrap, folder, PREFIX, options.deadline)
     wished = options.contestants.split(",")
     field = {name: each for name, each in contestants(options.profile).items() if name in wished}
     return await compete(field, arena, wanted, options.repeat)
@@ -250,16 +190,17 @@ def main(arguments: list[str] | None = None) -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bandit-bench-")))
         stack.enter_context(on_core(BROKER_CORE))
-        broker = stack.enter_context(EmbeddedKafka(folder / "kafka", heap_mb=1024, report=report))
+        broker = stack.enter_context(EmbeddedKafka(folder / "kafka", heap_mb=1024, report=say))
         documents = asyncio.run(main_async(options, broker.bootstrap_servers, folder))
     if options.json:
         for each in documents:
             print(json.dumps(each))
     else:
-        print(f"{machine()}\n\n{table(documents)}")
+        settings = [f"- {each['name']}: {each['settings']}" for each in documents if "settings" in each]
+        print("\n".join([machine(), "", table(documents, COLUMNS), "", *settings]))
     failed = [f"{each['name']}: {text}" for each in documents for text in each.get("wrong", [])]
     for line in failed:
-        report(line)
+        say(line)
     return 1 if failed or any("error" in each for each in documents) else 0
 
 

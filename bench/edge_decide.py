@@ -1,16 +1,18 @@
 """Measure how long one decision of the edge client takes, next to the hashing it cannot do without.
 
-Run ``python bench/edge_decide.py [--units N]``. Prints one JSON line for each allocation: nanoseconds per
-decision, one at a time and as a page of ten experiments, and the ratio to bare SHA-256 of as many keys in the
-same run. The ratio is what to compare between machines.
+Run ``python -m bench.edge_decide [--units N] [--json]``. A row for each allocation: nanoseconds per decision,
+one at a time and as a page of ten experiments (``decide_many``), and the ratio to bare SHA-256 of as many
+keys in the same run. The ratio is what to compare between machines.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from hashlib import sha256
 
 from bandit_core.shares import ArmStatus, ShareSettings, allocate_shares
+from bench.report import table
 from streams.allocations import Allocation, ArmAllocation
 from streams.edge.table import DecisionTable
 
@@ -62,13 +64,13 @@ def allocation(experiment_id: str, n_arms: int, *, comparison: float, holdout: f
 
 
 def measure(n_arms: int, n_units: int, *, comparison: float, holdout: float) -> dict[str, float | int]:
-    table = DecisionTable(max_age_ms=3_600_000, clock_ms=lambda: time.time_ns() // 1_000_000)
+    decisions = DecisionTable(max_age_ms=3_600_000, clock_ms=lambda: time.time_ns() // 1_000_000)
     experiments = [f"experiment-{i}" for i in range(PAGE)]
     for name in experiments:
         made = allocation(name, n_arms, comparison=comparison, holdout=holdout)
-        table.set_allocation(name, made, made.computed_at_ms)
+        decisions.set_allocation(name, made, made.computed_at_ms)
     units = [f"visitor-{i}" for i in range(n_units)]
-    decide = table.decide
+    decide = decisions.decide
     first = experiments[0]
 
     start = time.process_time_ns()
@@ -77,10 +79,10 @@ def measure(n_arms: int, n_units: int, *, comparison: float, holdout: float) -> 
     single_ns = (time.process_time_ns() - start) / n_units
 
     pages = units[: max(1, n_units // PAGE)]
+    decide_many = decisions.decide_many
     start = time.process_time_ns()
     for unit in pages:
-        for name in experiments:
-            decide(name, unit)
+        decide_many(experiments, unit)
     page_ns = (time.process_time_ns() - start) / (len(pages) * PAGE)
 
     n_hashes = n_arms + (comparison > 0) + (holdout > 0)
@@ -101,12 +103,30 @@ def measure(n_arms: int, n_units: int, *, comparison: float, holdout: float) -> 
     }
 
 
+COLUMNS: Mapping[str, str] = {
+    "arms": "arms",
+    "comparison": "comparison",
+    "holdout": "holdout",
+    "decide_ns": "decide ns",
+    "decide_in_page_ns": "in a page ns",
+    "sha256_ns": "bare SHA-256 ns",
+    "ratio": "ratio",
+}
+
+
+def rows(n_units: int) -> list[dict[str, float | int]]:
+    """Measure allocations of several sizes."""
+    sizes = ((2, 0.0, 0.0), (3, 0.1, 0.05), (10, 0.1, 0.05), (34, 0.0, 0.0))
+    return [measure(n, n_units, comparison=comparison, holdout=holdout) for n, comparison, holdout in sizes]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--units", type=int, default=100_000, help="decisions to measure (default: 100000)")
-    n_units = parser.parse_args().units
-    for n_arms, comparison, holdout in ((2, 0.0, 0.0), (3, 0.1, 0.05), (10, 0.1, 0.05), (34, 0.0, 0.0)):
-        print(json.dumps(measure(n_arms, n_units, comparison=comparison, holdout=holdout)))
+    parser.add_argument("--json", action="store_true", help="one JSON document a row")
+    options = parser.parse_args()
+    found = rows(options.units)
+    print("\n".join(map(json.dumps, found)) if options.json else table(found, COLUMNS))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ the allocator would.
 
 import asyncio
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from bench.contestant import Arena, Failed, Run, disk_bytes, topic_disk_bytes
+from bench.report import say
 from bench.worker import Worker, fresh_topics, settings_of, until_drained
-from bench.workload import HOUR_MS, Counts, Workload
+from bench.workload import HOUR_MS, Counts, Workload, expected, produce
 from streams.config import Settings, TopicName
 from streams.counts import CountsRecord, decode_counts, decode_key
 from streams.experiments.definition import Arm, Counting, ExperimentRecord, Reward, encode_record
@@ -43,6 +45,9 @@ def experiment(name: str, work: Workload) -> ExperimentRecord:
     )
 
 
+SOURCES: tuple[TopicName, ...] = ("exposures", "conversions")
+
+
 async def define(settings: Settings, records: Iterable[ExperimentRecord]) -> None:
     """Make the topics, and write definitions."""
     await create_topics(settings)
@@ -62,6 +67,22 @@ async def define(settings: Settings, records: Iterable[ExperimentRecord]) -> Non
         await asyncio.gather(*sent)
     finally:
         await producer.stop()
+
+
+async def prepare(
+    work: Workload, bootstrap: str, folder: Path, prefix: str, deadline_s: float
+) -> tuple[Arena, Counts]:
+    """Define the experiments and produce the work: where contestants run, and what they must count."""
+    settings = settings_of(bootstrap, prefix, work.partitions)
+    await define(settings, (experiment(f"experiment-{each}", work) for each in range(work.experiments)))
+    topics: dict[str, str] = {topic: settings.topic(topic) for topic in SOURCES}
+    began_s = time.monotonic()
+    n_events = await produce(work, bootstrap, topics)
+    say(f"{n_events:,} events produced in {time.monotonic() - began_s:.0f} s")
+    n_expected, wanted = expected(work)
+    if n_expected != n_events:
+        raise SystemExit(f"produced {n_events} events, the oracle has {n_expected}")
+    return Arena(bootstrap, topics, work, n_events, folder, folder / "kafka", prefix, deadline_s), wanted
 
 
 class BanditStreams:

@@ -1,16 +1,18 @@
 """Rebuilding a partition from its journal: no broker, real RocksDB, against bare RocksDB writes.
 
-Writes a journal as an owner does (batches of units and cells, then one rolling sweep), then measures:
+Writes a journal as an owner does (batches of units and cells, then one rolling sweep), with the states that
+the join's units have after ten exposures and a conversion (``--unit-bytes``: random bytes instead), then
+measures:
 
 - ``raw``: the same entries by WriteBatches of the same size into an empty RocksDB, nothing else;
 - ``replay``: all batch records applied to an empty partition (a journal that was never trimmed);
 - ``rebuild``: the sweep's records applied to an empty partition (a trimmed journal), and what that journal
-  has in bytes per unit.
+  has in bytes per unit, before compression.
 
 Figures are from CPU seconds of the process, RocksDB's background threads included, best of ``--repeat``;
 ``--json`` prints them as one line.
 
-Run: ``python bench/restore.py [--units N] [--batch N] [--unit-bytes N] [--rounds N] [--repeat N] [--json]``
+Run: ``python -m bench.restore [--units N] [--batch N] [--unit-bytes N] [--rounds N] [--repeat N] [--json]``
 """
 
 import argparse
@@ -24,6 +26,7 @@ from pathlib import Path
 
 from rocksdict import Rdict, WriteBatch
 
+from bench import join_step
 from streams.join.step import Batch, SourceRecord, StepResult
 from streams.state.owner import Committed, Owner, Swept
 from streams.state.partition import CELL, UNIT, Partition
@@ -31,6 +34,7 @@ from streams.state.store import StoreOptions
 
 CELL_BYTES = 60
 CELLS_PER_BATCH = 200
+SAMPLES = 2_000
 
 
 class ListLog:
@@ -70,16 +74,27 @@ async def _fresh() -> bool:
     return True
 
 
+def states(args: argparse.Namespace, rng: random.Random) -> list[bytes]:
+    """Return unit states to choose from."""
+    if args.unit_bytes is not None:
+        return [rng.randbytes(args.unit_bytes) for _ in range(args.units)]
+    store = join_step.Store()
+    records = join_step.workload(10 * SAMPLES, SAMPLES, 48 * join_step.HOUR_MS, seed=7)
+    join_step.join(join_step.batches(records, args.batch), store, join_step.definitions())
+    return list(store.units.values())
+
+
 def changes(args: argparse.Namespace) -> list[tuple[dict[bytes, bytes | None], dict[bytes, bytes]]]:
     """Units and cells of every batch; each unit is rewritten ``--rounds`` times, in a random order."""
     rng = random.Random(7)
     found = []
+    samples = states(args, rng)
     order = [b"user-%09d" % i for i in range(args.units)]
     for _ in range(args.rounds):
         rng.shuffle(order)
         for start in range(0, args.units, args.batch):
             units: dict[bytes, bytes | None] = {
-                key: rng.randbytes(args.unit_bytes) for key in order[start : start + args.batch]
+                key: rng.choice(samples) for key in order[start : start + args.batch]
             }
             cells = {
                 b"cell-%06d" % rng.randrange(50_000): rng.randbytes(CELL_BYTES)
@@ -168,7 +183,7 @@ def main() -> None:
     )
     parser.add_argument("--units", type=int, default=200_000)
     parser.add_argument("--batch", type=int, default=3_000, help="units changed per batch")
-    parser.add_argument("--unit-bytes", type=int, default=200)
+    parser.add_argument("--unit-bytes", type=int, help="random bytes of a unit instead of the join's states")
     parser.add_argument("--rounds", type=int, default=2, help="times that each unit is written")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", action="store_true")
@@ -187,6 +202,7 @@ def main() -> None:
     rebuild_s = best(args.repeat, lambda path: applied(path, log, sweep_start, end))
     batch_bytes = sum(map(len, log.records[:sweep_start]))
     sweep_bytes = sum(map(len, log.records[sweep_start:]))
+    unit_bytes = [[len(value or b"") for value in units.values()] for units, _ in work]
     figures = {
         "commit_units_per_s": round(n_written / commit_s),
         "raw_units_per_s": round(n_written / raw_s),
@@ -197,7 +213,7 @@ def main() -> None:
         "rebuild_mib_per_s": round(sweep_bytes / rebuild_s / 2**20, 1),
         "journal_bytes_per_unit_written": round(batch_bytes / n_written, 1),
         "swept_journal_bytes_per_unit": round(sweep_bytes / args.units, 1),
-        "unit_bytes": args.unit_bytes,
+        "unit_bytes": round(sum(map(sum, unit_bytes)) / n_written, 1),
     }
     if args.json:
         print(json.dumps(figures))

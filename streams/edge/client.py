@@ -227,8 +227,7 @@ class EdgeClient:
         self, experiment_ids: Sequence[str], unit_id: str, context: dict[str, str] | None = None
     ) -> dict[str, Decision]:
         """Decide on every experiment of a page for one unit; by experiment id."""
-        decide = self._table.decide
-        return {experiment_id: decide(experiment_id, unit_id, context) for experiment_id in experiment_ids}
+        return self._table.decide_many(experiment_ids, unit_id, context)
 
     def expose(
         self,

@@ -39,8 +39,9 @@ def test_a_wrong_count_is_found() -> None:
 
 
 def test_one_that_fails_is_reported_and_the_others_run() -> None:
-    from bench.__main__ import compete, table
+    from bench.__main__ import COLUMNS, compete
     from bench.contestant import Arena, Contestant, Failed, Run, Unavailable
+    from bench.report import table
     from bench.workload import Workload
 
     wanted = {("e", "a", 1): [2, 1]}
@@ -77,7 +78,7 @@ def test_one_that_fails_is_reported_and_the_others_run() -> None:
     assert crashing == {"name": "crashing", "error": "Failed: the process ended | without a result"}
     assert wrong["exact"] is False
     assert wrong["ratio_to_aiokafka"] == 0.25
-    assert "| crashing | failed: Failed: the process ended / without a result |" in table(found)
+    assert "| crashing | failed: Failed: the process ended / without a result |" in table(found, COLUMNS)
 
 
 @pytest.mark.parametrize("seed", range(5))
