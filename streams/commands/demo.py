@@ -6,6 +6,7 @@ from typing import Literal
 
 import click
 
+from bandit_core.policies import POLICIES
 from streams.commands import Invocation, pass_settings
 from streams.config import Settings
 
@@ -27,6 +28,12 @@ _DEFAULT_INPUT = Path(__file__).parents[2] / "data" / "open_bandit_men_random.cs
     help="CSV file of impressions for the replay, gzipped or plain.",
 )
 @click.option(
+    "--policies",
+    default="thompson",
+    show_default=True,
+    help="Policies to replay the file with, separated by commas, or 'all'.",
+)
+@click.option(
     "--bootstrap",
     help="Address of a running Kafka.  [default: KAFKA_BOOTSTRAP_SERVERS, else Docker, else one is started]",
 )
@@ -45,6 +52,7 @@ def command(
     settings: Settings,
     part: Literal["replay", "shop"] | None,
     input_file: Path,
+    policies: str,
     bootstrap: str | None,
     days: int,
     seed: int,
@@ -56,6 +64,13 @@ def command(
     allocations and emit events. Both go through a real Kafka and a worker process. The last line is `summary:
     {...}`; the exit status is 0 if all counts equal those of an independent program.
     """
+    algorithms = tuple(sorted(POLICIES)) if policies == "all" else tuple(dict.fromkeys(policies.split(",")))
+    unknown = [name for name in algorithms if name not in POLICIES]
+    if unknown:
+        raise click.BadParameter(
+            f"{', '.join(unknown)}: not a policy; there are {', '.join(sorted(POLICIES))}",
+            param_hint="--policies",
+        )
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it reports what it then retries as errors
     from streams.demo.progress import Narrator  # noqa: PLC0415 - slow imports, after the options are checked
     from streams.demo.run import DemoOptions, run_demo  # noqa: PLC0415
@@ -69,5 +84,6 @@ def command(
         seed=seed,
         out_dir=out_dir,
         config=context.ensure_object(Invocation).config,
+        algorithms=algorithms,
     )
     context.exit(0 if run_demo(settings, options, Narrator()) else 1)

@@ -25,7 +25,7 @@ import msgspec
 
 from streams.errors import Stop
 from streams.events import Conversion, Exposure
-from streams.experiments.definition import Arm, Counting, ExperimentRecord, Policy, Reward
+from streams.experiments.definition import Arm, Counting, ExperimentRecord, Feature, Policy, Reward
 
 __all__ = [
     "CLICK_DELAY_MS",
@@ -34,6 +34,7 @@ __all__ = [
     "Event",
     "InputUnreadable",
     "LoggedEvents",
+    "events_of",
     "load_logged_events",
     "replay_experiment",
 ]
@@ -134,10 +135,39 @@ def load_logged_events(path: Path) -> LoggedEvents:
     return LoggedEvents(path.name, exposures, conversions, arms, n_clicks, unreadable, first_ms, last_ms)
 
 
-def replay_experiment(events: LoggedEvents, created_at_ms: int) -> ExperimentRecord:
-    """Make the experiment that the log is replayed into: every item an arm, the first one as control."""
+def events_of(events: LoggedEvents, experiment_id: str) -> tuple[list[Event], list[Event]]:
+    """Give the log's exposures and conversions as those of an experiment.
+
+    Another experiment than :data:`EXPERIMENT_ID` gets ids of its own for them, and no unreadable rows.
+    """
+    if experiment_id == EXPERIMENT_ID:
+        return events.exposures, events.conversions
+    sides = []
+    for side in (events.exposures, events.conversions):
+        copies = []
+        for event in side:
+            fields = msgspec.json.decode(event.value)
+            if "experiment_id" in fields:
+                ids = [name for name in ("exposure_id", "conversion_id") if name in fields]
+                fields |= {name: f"{fields[name]}-{experiment_id}" for name in ids}
+                copies.append(event._replace(value=_encode(fields | {"experiment_id": experiment_id})))
+        sides.append(copies)
+    return sides[0], sides[1]
+
+
+def replay_experiment(
+    events: LoggedEvents, created_at_ms: int, algorithm: str = "thompson"
+) -> ExperimentRecord:
+    """Make the experiment that the log is replayed into: every item an arm, the first one as control.
+
+    Thompson sampling has :data:`EXPERIMENT_ID`, other algorithms their name behind it; contextual learns by
+    the position on the page.
+    """
+    contexts = [msgspec.json.decode(event.value).get("context") or {} for event in events.exposures]
+    positions = tuple(sorted({context["position"] for context in contexts if "position" in context}))
+    features = (Feature(name="position", levels=positions),) if algorithm == "contextual" else ()
     return ExperimentRecord(
-        experiment_id=EXPERIMENT_ID,
+        experiment_id=EXPERIMENT_ID if algorithm == "thompson" else f"{EXPERIMENT_ID}-{algorithm}",
         revision=1,
         status="live",
         arms=tuple(Arm(arm_id=arm_id) for arm_id in events.arm_ids),
@@ -149,9 +179,10 @@ def replay_experiment(events: LoggedEvents, created_at_ms: int) -> ExperimentRec
                 reward=Reward(metric=METRIC, kind="click"),
                 conversion_window_ms=CONVERSION_WINDOW_MS,
                 trial_window="exposure",
+                features=features,
             ),
         ),
-        policy=Policy(algorithm="thompson", interval_ms=_HOUR_MS),
+        policy=Policy(algorithm=algorithm, interval_ms=_HOUR_MS),
         created_at_ms=created_at_ms,
         updated_at_ms=created_at_ms,
         description="Replay of logged impressions and clicks; the arms are the items of the shop.",

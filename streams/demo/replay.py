@@ -10,6 +10,7 @@ Cost: seconds for ten thousand rows, most of them the worker's start; memory for
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -18,8 +19,9 @@ import numpy as np
 from streams.allocations import Allocation
 from streams.demo.conclusions import Arm, conclude, sentences
 from streams.demo.installation import Installation, MakeInstallation
-from streams.demo.openbandit import EXPERIMENT_ID, LoggedEvents, replay_experiment
+from streams.demo.openbandit import LoggedEvents, events_of, replay_experiment
 from streams.demo.part import PartSummary, last_boundaries, take_stock, until_allocated, until_counted
+from streams.demo.policies import Replayed, policies_table, replayed_values
 from streams.demo.progress import Narrator
 from streams.demo.publisher import Publisher
 from streams.demo.report import arms_table, say_accounts
@@ -35,7 +37,12 @@ _MARKERS_A_PARTITION: Final = 2
 
 
 async def run_replay(
-    make_installation: MakeInstallation, narrator: Narrator, events: LoggedEvents, *, seed: int
+    make_installation: MakeInstallation,
+    narrator: Narrator,
+    events: LoggedEvents,
+    *,
+    seed: int,
+    algorithms: Sequence[str] = ("thompson",),
 ) -> PartSummary:
     """Replay a file and report.
 
@@ -49,6 +56,8 @@ async def run_replay(
         What was logged.
     seed
         For the permutation test.
+    algorithms
+        Policies; the log is replayed into an experiment for each.
 
     Raises
     ------
@@ -57,22 +66,25 @@ async def run_replay(
     """
     started = time.monotonic()
     narrator.title("Part 1: real impressions and clicks, replayed")
-    record = replay_experiment(events, time.time_ns() // 1_000_000)
+    now_ms = time.time_ns() // 1_000_000
+    records = [replay_experiment(events, now_ms, algorithm) for algorithm in algorithms]
     _say_input(narrator, events)
     async with AsyncExitStack() as stack:
         with narrator.step("starting a worker"):
-            installation = await stack.enter_async_context(make_installation([record]))
+            installation = await stack.enter_async_context(make_installation(records))
         settings = installation.settings
         edge = await stack.enter_async_context(EdgeClient(settings, clock_ms=lambda: events.last_ms))
-        await _feed(installation, edge, events, record, narrator)
-        stock = await take_stock(settings, [record], narrator)
-        allocation = edge.allocation(EXPERIMENT_ID)
+        await _feed(installation, edge, events, records, narrator)
+        stock = await take_stock(settings, records, narrator)
+        allocation = edge.allocation(records[0].experiment_id)
         if allocation is None or not stock.outcome("accepted", "exposures/"):
             narrator.say("No row was accepted; there is nothing to allocate by.")
+        elif len(records) > 1:
+            _say_policies(narrator, replayed_values(events, records, stock.allocations))
         else:
             _say_result(narrator, allocation, edge, np.random.default_rng(seed))
         say_accounts(narrator, stock)
-    summary = stock.summary([record], time.monotonic() - started)
+    summary = stock.summary(records, time.monotonic() - started)
     narrator.say(f"  {summary.allocations:,} hourly allocations from {summary.events:,} events")
     return summary
 
@@ -91,31 +103,45 @@ async def _feed(
     installation: Installation,
     edge: EdgeClient,
     events: LoggedEvents,
-    record: ExperimentRecord,
+    records: Sequence[ExperimentRecord],
     narrator: Narrator,
 ) -> None:
     """Produce everything and the end marker; return when the last hour's allocation is at the edge."""
     settings = installation.settings
-    total = len(events.exposures) + len(events.conversions)
+    sides = [events_of(events, record.experiment_id) for record in records]
+    exposures, conversions = (
+        sorted((event for side in sides for event in side[i]), key=lambda event: event.timestamp_ms)
+        for i in range(2)
+    )
+    total = len(exposures) + len(conversions)
     started = time.monotonic()
     async with Publisher(settings) as publisher:
         with narrator.step("producing events", total) as step:
             await asyncio.gather(
-                publisher.publish("exposures", events.exposures, step.advance),
-                publisher.publish("conversions", events.conversions, step.advance),
+                publisher.publish("exposures", exposures, step.advance),
+                publisher.publish("conversions", conversions, step.advance),
             )
             await publisher.mark(END_MS)
-    records = total + _MARKERS_A_PARTITION * settings.partitions
-    with narrator.step("joining and counting", records) as step:
-        counted = await until_counted(installation, records, step.reach)
+    n_records = total + _MARKERS_A_PARTITION * settings.partitions
+    with narrator.step("joining and counting", n_records) as step:
+        counted = await until_counted(installation, n_records, step.reach)
     narrator.say(f"  {total:,} events in {time.monotonic() - started:.1f} s from the first one produced")
-    boundaries = last_boundaries(counted, [record])
+    boundaries = last_boundaries(counted, records)
     first_hour = events.first_ms // HOUR_MS
     last_hour = max(boundaries.values(), default=0) // HOUR_MS
     with narrator.step("recalculating every hour's allocation", max(0, last_hour - first_hour)) as step:
         await until_allocated(
             installation, [edge], boundaries, lambda at_ms: step.reach(at_ms // HOUR_MS - first_hour)
         )
+
+
+def _say_policies(narrator: Narrator, found: Sequence[Replayed]) -> None:
+    narrator.console.print(policies_table(found))
+    narrator.say(
+        "Each policy learned from the same log, hour by hour; the clicks of the next hour, weighed by the"
+        " chance that the log gives each row, say what it would have earned an impression. Intervals that"
+        " overlap decide nothing between policies."
+    )
 
 
 def _say_result(
@@ -133,7 +159,9 @@ def _say_result(
     for line in sentences(found, len(allocation.arms)):
         narrator.say(f"  - {line}")
     narrator.say("  - That week the shop's own policy decided what was shown; these weights steered nobody.")
-    shown = Counter(edge.decide(EXPERIMENT_ID, f"new-visitor-{i}").arm_id for i in range(NEW_UNITS))
+    shown = Counter(
+        edge.decide(allocation.experiment_id, f"new-visitor-{i}").arm_id for i in range(NEW_UNITS)
+    )
     top = sorted(allocation.arms, key=lambda arm: -arm.weight)[:3]
     shares = ", ".join(
         f"arm {a.arm_id} to {shown[a.arm_id] / NEW_UNITS:.1%} (weight {a.weight:.1%})" for a in top

@@ -55,6 +55,8 @@ class DemoOptions(Struct, frozen=True, kw_only=True):
         Where the picture and the workers' logs go; made if it is not there.
     config
         Settings file that the worker is to read, too.
+    algorithms
+        Policies that the log is replayed with.
     """
 
     parts: tuple[PartName, ...]
@@ -64,6 +66,7 @@ class DemoOptions(Struct, frozen=True, kw_only=True):
     seed: int
     out_dir: Path
     config: Path | None = None
+    algorithms: tuple[str, ...] = ("thompson",)
 
 
 def run_demo(settings: Settings, options: DemoOptions, narrator: Narrator) -> bool:
@@ -144,7 +147,9 @@ async def _run_part(
         remove_topics=broker.kind == "given",
     )
     if logged is not None and part == "replay":
-        return await run_replay(make_installation, narrator, logged, seed=options.seed)
+        return await run_replay(
+            make_installation, narrator, logged, seed=options.seed, algorithms=options.algorithms
+        )
     return await run_shop(
         make_installation,
         narrator,

@@ -159,3 +159,23 @@ def test_values_are_claimed_by_what_was_earned_and_not_by_the_most_that_the_cap_
     lift = by_value.arms[1].lift_control
     assert lift is not None
     assert 0.0 < lift.low < 0.2 < lift.high
+
+
+def test_the_last_hour_stands_against_the_last_day_and_leaders_that_change_are_counted() -> None:
+    trials = np.full((96, 2), 100.0)
+    successes = np.zeros((96, 2))
+    # Who leads by all days so far: a, b, b, a.
+    for day, (a, b) in enumerate([(5, 4), (4, 9), (5, 4), (20, 4)]):
+        successes[24 * day : 24 * (day + 1)] = (a, b)
+    successes[-1] = (50, 4)
+    trials[-24:, 1] = 25
+    got = report(
+        PeriodCounts.of(trials, successes),
+        propensities=np.where(np.arange(96)[:, None] < 72, [0.5, 0.5], [0.8, 0.2]),
+        control=0,
+        window_periods=0,
+    )
+    assert got.reversals == 2
+    assert got.arms[0].last_hour_rate == pytest.approx(0.5)
+    assert got.arms[0].last_day_rate == pytest.approx((23 * 20 + 50) / 2400)
+    assert got.exploration_share == pytest.approx(0.2), "units of the last day that did not see the leader"

@@ -15,6 +15,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from rich.console import Console
 
+from bandit_core.policies import POLICIES
 from streams.config import Settings
 from streams.demo.installation import Installation, demo_settings
 from streams.demo.living_shop import run_shop
@@ -97,6 +98,32 @@ def test_replay_of_the_first_rows_counts_every_row_and_says_so(broker: Broker, t
     assert "What may be concluded" in done.stdout
     assert "invalid_field" in done.stdout
     assert not [name for name in asyncio.run(topics(broker)) if name.startswith("demo-")]
+
+
+def test_the_log_is_replayed_with_each_policy_in_one_run(broker: Broker, tmp_path: Path) -> None:
+    rows = first_rows(tmp_path, 400)
+    done = run_command(
+        broker, "--part", "replay", "--policies", "all", "--input", str(rows), "--out", str(tmp_path / "out")
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = summary_of(done.stdout)
+    assert figures["counts_equal_oracle"] is True
+    assert figures["exposures"] == figures["trials"] == 400 * len(POLICIES)
+    table = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.split()}
+    lines = gzip.decompress(rows.read_bytes()).decode().splitlines()[1:]
+    clicks = sum(line.split(",")[3] == "1" for line in lines)
+    assert set(POLICIES) <= set(table)
+    # The log's own policy is the uniform one: its estimate is the plain click rate, at no loss of rows.
+    assert table["uniform"][0] == f"{clicks / 400:.2%}"
+    assert table["uniform"][-3] == "400"
+    for name in POLICIES:
+        assert table[name][0].endswith("%"), name
+
+
+def test_a_policy_that_is_none_is_refused(broker: Broker) -> None:
+    done = run_command(broker, "--part", "replay", "--policies", "thompson,greedy")
+    assert done.returncode == 2
+    assert "greedy: not a policy; there are contextual" in done.stderr
 
 
 def test_an_input_that_is_none_is_refused_before_anything_is_started(broker: Broker, tmp_path: Path) -> None:
