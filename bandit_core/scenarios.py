@@ -121,7 +121,8 @@ def scenario_from_definition(definition: Mapping[str, Any], *, path: str = "scen
     definition : mapping
         ``name``; ``kind``, one of :data:`KINDS`; ``rates`` per arm; optional ``description``, ``n_periods``
         (336), ``units_per_period`` (1000), ``mean_delay_periods`` and ``starts`` per arm, ``window_periods``
-        (72), ``incubation_periods``. ``drift`` takes ``to``, the factor that all rates reach at the end;
+        (72), ``incubation_periods``; ``mean_values`` per arm, for rewards by value. ``drift`` takes ``to``,
+        the factor that all rates reach at the end;
         ``day_night`` ``amplitude`` of a daily wave; ``sign_flip`` ``at_period``, from which the arms' rates
         stand in reverse order. ``contextual`` takes ``features`` (name to levels; their product, in this
         order, gives the segments), optional ``factors`` (their product gives the arms),
@@ -154,6 +155,7 @@ def scenario_from_definition(definition: Mapping[str, Any], *, path: str = "scen
     starts = reader.numbers("starts", 0, n_periods - 1, len(rates))
     if starts is not None and min(starts) > 0:
         raise reader.refuse("starts", "no arm starts at 0; there must be something to show at first")
+    values = reader.numbers("mean_values", 1e-6, 1e9, len(rates))
     window = reader.whole("window_periods", 72, 1, 10_000)
     incubation = reader.whole("incubation_periods", 0, 0, n_periods)
     table = np.tile(np.array(rates), (n_periods, 1)) * _shape(kind, reader, n_periods)
@@ -171,6 +173,7 @@ def scenario_from_definition(definition: Mapping[str, Any], *, path: str = "scen
         window,
         None if starts is None else tuple(int(start) for start in starts),
         incubation,
+        mean_values=None if values is None else tuple(values),
     )
 
 

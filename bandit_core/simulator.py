@@ -81,6 +81,8 @@ class Scenario:
         For so long a new arm gets exactly 1/n.
     segments : Segments, optional
         Not together with delays or starts.
+    mean_values : tuple of float, optional
+        Mean of the value of each arm's conversions, which spreads exponentially; for rewards by value.
     """
 
     name: str
@@ -91,11 +93,13 @@ class Scenario:
     starts: tuple[int, ...] | None = None
     incubation_periods: int = 0
     segments: Segments | None = None
+    mean_values: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.rates.ndim != 2 or (self.rates < 0.0).any() or (self.rates > 1.0).any():
             raise ValueError(f"rates: want (n_periods, n_arms) in [0, 1], not shape {self.rates.shape}")
-        for name, values in (("mean_delay_periods", self.mean_delay_periods), ("starts", self.starts)):
+        for name in ("mean_delay_periods", "starts", "mean_values"):
+            values = getattr(self, name)
             if values is not None and len(values) != self.rates.shape[1]:
                 raise ValueError(f"{name}: {len(values)} values for {self.rates.shape[1]} arms")
         if self.units_per_period < 1:
@@ -259,6 +263,8 @@ def simulate(
         raise ValueError(f"pending_as: {pending_as!r} is not one of {', '.join(PENDING_AS)}")
     if half_life_periods is not None and scenario.mean_delay_periods is not None:
         raise ValueError("half_life_periods: not together with mean_delay_periods")
+    if scenario.mean_values is not None:
+        raise ValueError("mean_values: a bare policy learns rates; simulate a definition of kind value")
     if scenario.segments is not None:
         return _simulate_segments(scenario, scenario.segments, policy, n_runs, rng, prior, floor)
     run = _Run(scenario, n_runs, prior, pending_as, half_life_periods)

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-import msgspec
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
@@ -25,7 +24,7 @@ from streams.commands.simulate import (
     seed_option,
     wide_console,
 )
-from streams.experiments.definition import ExperimentRecord, Lifecycle
+from streams.simulation.definition import equal_split
 from streams.simulation.planning import DAY_HOURS, plan
 from streams.simulation.report import detection_cells, plain
 from streams.simulation.runner import Contestant, usable_processes
@@ -160,11 +159,15 @@ def _question(
                 "--experiment: contextual weights differ by segment, and then no arm is compared with"
                 " another; `bandit-streams simulate` shows what it earns"
             )
+        if record.versions[0].reward.kind == "value":
+            raise click.UsageError(
+                "--experiment: a rate and its lift are planned; the reward is of kind value"
+            )
         n_arms = len(record.arms)
         better = next(i for i, arm in enumerate(record.arms) if arm.arm_id != record.control)
         name = record.arms[better].arm_id
         sign = -1.0 if record.versions[0].reward.lower_is_better else 1.0
-        equal = Contestant("equal split", uniform, _equal_split(record))
+        equal = Contestant("equal split", uniform, equal_split(record))
     changed = rate * (1.0 + sign * lift)
     if not 0.0 <= changed <= 1.0:
         raise click.UsageError(f"--lift: {rate:g} would become {changed:g}, which is no rate")
@@ -175,14 +178,6 @@ def _question(
         {"name": "plan", "rates": rates, "units_per_period": traffic, "n_periods": length}
     )
     return _Question(scenario, contestant, equal, name)
-
-
-def _equal_split(record: ExperimentRecord) -> ExperimentRecord:
-    """Take the same experiment as an ordinary A/B test: nothing but equal shares, all arms to the end."""
-    policy = msgspec.structs.replace(
-        record.policy, algorithm="uniform", parameters={}, floor=None, holdout=0.0, lifecycle=Lifecycle()
-    )
-    return msgspec.structs.replace(record, policy=policy)
 
 
 def _show(

@@ -15,9 +15,10 @@ from rich.table import Table
 from bandit_core.league import CHUNK_RUNS, LeagueRow, summary
 from bandit_core.policies import POLICIES, policy_from_definition
 from bandit_core.simulator import PENDING_AS, Scenario
+from streams.errors import ConfigError
 from streams.experiments.reader import read_duration_ms
 from streams.experiments.validation import parse_definition
-from streams.simulation.definition import record_of
+from streams.simulation.definition import equal_split, record_of
 from streams.simulation.files import SHIPPED, described, load_scenario, read_text
 from streams.simulation.report import (
     COLUMNS,
@@ -124,7 +125,7 @@ def progress(console: Console, text: str, total: int) -> Progress:
     type=click.Choice([*sorted(POLICIES), "all"]),
     metavar="NAME",
     help="Policy to simulate; may be repeated; `all`: every one."
-    f"  [default: {', '.join(_DEFAULT_POLICIES)}; with --experiment: uniform]",
+    f"  [default: {', '.join(_DEFAULT_POLICIES)}; with --experiment: the same as an equal split]",
 )
 @click.option(
     "--experiment",
@@ -200,7 +201,7 @@ def command(
 
 
 def _contestants(experiments: Sequence[Path], policies: Sequence[str], pending_as: str) -> list[Contestant]:
-    names = list(policies) or (["uniform"] if experiments else list(_DEFAULT_POLICIES))
+    names = list(policies) or ([] if experiments else list(_DEFAULT_POLICIES))
     if "all" in names:
         names = list(POLICIES)
     found = [definition_contestant(file) for file in experiments]
@@ -210,6 +211,8 @@ def _contestants(experiments: Sequence[Path], policies: Sequence[str], pending_a
             for each, file in zip(found, experiments, strict=True)
         ]
     bare = [Contestant(name, policy_from_definition(name), pending_as=pending_as) for name in names]
+    if found and not bare and (first := found[0].record) is not None:
+        bare = [Contestant("equal split", found[0].policy, equal_split(first))]
     return [*found, *bare]
 
 
@@ -222,7 +225,20 @@ def definition_contestant(file: Path) -> Contestant:
 def _entries(
     scenarios: Sequence[Scenario], contestants: Sequence[Contestant]
 ) -> list[tuple[Scenario, Contestant]]:
-    """Every contestant in every scenario, but contextual only where there are segments to learn by."""
+    """Every contestant in every scenario, but contextual only where there are segments to learn by.
+
+    Raises
+    ------
+    ConfigError
+        If a bare policy meets a scenario of values.
+    """
+    for scenario in scenarios:
+        if scenario.mean_values and any(contestant.record is None for contestant in contestants):
+            raise ConfigError(
+                "mean_values: a bare policy learns rates, not values",
+                where=f"scenario {scenario.name}",
+                action="use --experiment with a definition of kind value, without --policy",
+            )
     return [
         (scenario, contestant)
         for scenario in scenarios

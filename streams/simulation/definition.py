@@ -5,6 +5,9 @@ are gathered and the allocation computed by the functions that the allocator cal
 `compute`): posterior, delay, forgetting, lives of the arms, floors, holdout, steps and groups are what a
 live experiment would get. Units are drawn by the shares, conversions by the scenario's rates and delays.
 
+Rewards of kind value take the scenario's ``mean_values``: a conversion's value spreads exponentially around
+the arm's and is capped as the definition says. Regret is then in the metric's unit.
+
 What is not simulated: units that come back (every unit is one trial, so steering and reporting views agree),
 guardrail metrics (there is no harm, and no guardrail stops an arm), contexts outside the scenario's segments.
 An arm that starts later is pending until then, and incubates as one added to a live experiment does.
@@ -23,17 +26,18 @@ from bandit_core.shares import ArmStatus
 from bandit_core.simulator import Scenario, Simulation, units_of_best, units_of_loss
 from streams.allocations import Allocation
 from streams.allocator.compute import Failure, Job, Stamp, compute
+from streams.allocator.history import MICRO
 from streams.allocator.inputs import gather_inputs
 from streams.config import HOUR_MS
 from streams.errors import ConfigError
 from streams.experiments.arms import ELIGIBLE
 from streams.experiments.changes import apply_definition
-from streams.experiments.definition import Arm, ExperimentRecord, Feature
+from streams.experiments.definition import Arm, ExperimentRecord, Feature, Lifecycle
 from streams.experiments.validation import Definition
 from streams.join.segments import Segmenter
 from streams.simulation.counts import Counts, RunCounts
 
-__all__ = ["record_of", "simulate_definition"]
+__all__ = ["equal_split", "record_of", "simulate_definition"]
 
 _STAMP = Stamp(claim=0, trigger="interval", computed_at_ms=0)
 
@@ -53,6 +57,14 @@ def record_of(definition: Definition) -> ExperimentRecord:
         # A design with arms missing is no longer the product of its factors.
         factors=record.factors if len(arms) == len(record.arms) else (),
     )
+
+
+def equal_split(record: ExperimentRecord) -> ExperimentRecord:
+    """Take the same experiment as an ordinary A/B test: nothing but equal shares, all arms to the end."""
+    policy = msgspec.structs.replace(
+        record.policy, algorithm="uniform", parameters={}, floor=None, holdout=0.0, lifecycle=Lifecycle()
+    )
+    return msgspec.structs.replace(record, policy=policy)
 
 
 def simulate_definition(
@@ -82,6 +94,7 @@ def simulate_definition(
     window = -(-counting.conversion_window_ms // HOUR_MS)
     scenario = replace(scenario, window_periods=window)
     world = _World(scenario, record, n_runs, rng)
+    truth = replace(scenario, rates=scenario.rates * world.worth / counting.reward.cap)
     lower = counting.reward.lower_is_better
     shape = (scenario.n_periods, n_runs, scenario.n_arms)
     weights, trials, successes = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -108,13 +121,13 @@ def simulate_definition(
         trials[hour] = drawn.sum(axis=1)
         successes[hour] = world.convert(hour, drawn)
         started = scenario.started()[hour]
-        rates = world.rates(hour)
+        rates = world.rates(hour) * world.worth
         lost[hour] = units_of_loss(
             rates, drawn, started=np.broadcast_to(started, rates.shape), lower_is_better=lower
         ).sum(axis=1)
-        best_units[hour] = world.on_best(drawn, lower_is_better=lower).sum(axis=1)
+        best_units[hour] = world.on_best(truth, drawn, lower_is_better=lower).sum(axis=1)
     return Simulation(
-        scenario,
+        truth,
         weights,
         trials,
         successes,
@@ -138,12 +151,14 @@ def _check_fit(record: ExperimentRecord, scenario: Scenario) -> None:
             where=where,
             action="give one rate for each arm with --rates, in the definition's order",
         )
-    if record.versions[0].reward.kind == "value":
+    by_value = record.versions[0].reward.kind == "value"
+    if by_value != (scenario.mean_values is not None):
         raise ConfigError(
-            "rewards of kind value are not simulated: a scenario says how often units convert, not what"
-            " they spend",
+            f"the reward is of kind {record.versions[0].reward.kind}, the scenario has"
+            f" {'no' if by_value else 'values:'} mean_values",
             where=where,
-            action="simulate the definition with kind conversion_after_display to see what it does",
+            action="give what a conversion is worth on average, one mean_values for each arm, if and only if"
+            " the definition's reward is of kind value",
         )
     features = {feature.name: feature.levels for feature in record.versions[0].features}
     if record.policy.algorithm == "contextual":
@@ -207,6 +222,11 @@ class _World:
         self.names = [f"{record.experiment_id}.{rng.integers(2**62)}" for _ in range(n_runs)]
         self.arm_ids = [arm.arm_id for arm in record.arms]
         self._control = self.arm_ids.index(record.control)
+        self._cap = record.versions[0].reward.cap
+        self.worth = np.ones(scenario.n_arms)  # expected reward of a conversion, (n_arms,)
+        if scenario.mean_values is not None:
+            mean = np.array(scenario.mean_values)
+            self.worth = -mean * np.expm1(-self._cap / mean)
         self._mass = scenario.lag_mass()
         segments = scenario.segments
         self.n_segments = 1 if segments is None else len(segments.shares)
@@ -215,9 +235,9 @@ class _World:
         shape = (n_runs, self.n_segments, scenario.n_arms)
         self.exposed, self.converted = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         self.hourly: list[Counts] = []  # trials by hour, (n_runs, n_arms)
-        self.by_lag: list[Counts] = []  # eventual conversions by hour of exposure and lag
+        self.by_lag: list[Array] = []  # eventual conversions, values, squares by hour of exposure and lag
         n_lags = self._mass.shape[1]
-        self.arrived = np.zeros((n_runs, scenario.n_arms, n_lags), dtype=np.int64)
+        self.arrived = np.zeros((3, n_runs, scenario.n_arms, n_lags))
         self.hour = 0
 
     def rates(self, hour: int) -> Array:
@@ -247,7 +267,7 @@ class _World:
         return units_drawn
 
     def convert(self, hour: int, drawn: Array) -> Array:
-        """Draw what comes of the units of an hour, whenever it comes: (n_runs, n_arms)."""
+        """Draw the rewards of an hour's units, whenever they come, as shares of the cap: (n_runs, n_arms)."""
         units = drawn.astype(np.int64)
         hits = self._rng.binomial(units, self.rates(hour))
         self.exposed += units
@@ -264,15 +284,28 @@ class _World:
                 ],
                 axis=1,
             )
-        self.by_lag.append(by_lag)
-        successes: Array = total.astype(np.float64)
-        return successes
+        valued = self._valued(by_lag)
+        self.by_lag.append(valued)
+        rewards: Array = valued[1].sum(axis=2) / MICRO / self._cap
+        return rewards
 
-    def on_best(self, drawn: Array, *, lower_is_better: bool) -> Array:
+    def _valued(self, by_lag: Counts) -> Array:
+        """Conversions by lag, their values and the squares of these, (3, n_runs, n_arms, n_lags)."""
+        if self._scenario.mean_values is None:
+            units: Array = by_lag * np.array([1.0, MICRO, MICRO * MICRO])[:, None, None, None]
+            return units
+        counts = by_lag.ravel()
+        place = np.repeat(np.arange(len(counts)), counts)
+        mean = np.broadcast_to(np.array(self._scenario.mean_values)[:, None], by_lag.shape).ravel()
+        value = np.rint(np.minimum(self._rng.exponential(mean[place]), self._cap) * MICRO)
+        sums = [np.bincount(place, weight, minlength=len(counts)) for weight in (value, value * value)]
+        return np.stack([counts.astype(np.float64), *sums]).reshape(3, *by_lag.shape)
+
+    def on_best(self, truth: Scenario, drawn: Array, *, lower_is_better: bool) -> Array:
         """Units that got the best arm, in their segment where there are segments: (n_runs, n_segments)."""
         segments = self._scenario.segments
         if segments is None:
-            return units_of_best(self._scenario, drawn, lower_is_better=lower_is_better)
+            return units_of_best(truth, drawn, lower_is_better=lower_is_better)
         best = segments.rates.argmin(axis=1) if lower_is_better else segments.rates.argmax(axis=1)
         on_best: Array = drawn[:, np.arange(self.n_segments), best]
         return on_best
@@ -280,8 +313,8 @@ class _World:
     def begin(self, hour: int) -> None:
         """Let what is dated before the hour become known."""
         for now in range(self.hour, hour):
-            for lag in range(min(now + 1, self.arrived.shape[2])):
-                self.arrived[:, :, lag] += self.by_lag[now - lag][:, :, lag]
+            for lag in range(min(now + 1, self.arrived.shape[3])):
+                self.arrived[..., lag] += self.by_lag[now - lag][..., lag]
         self.hour = hour
 
 

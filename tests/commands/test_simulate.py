@@ -53,8 +53,9 @@ def test_a_definition_is_tried_before_it_goes_live(run: Any) -> None:
         "simulate", *SHORT, "--experiment", DEFINITION, "--rates", "0.05,0.05,0.2", "--no-plot", "--json"
     )
     assert done.status == 0, done.err
-    mine, uniform = json.loads(done.out)["rows"]
-    assert (mine["policy"], uniform["policy"]) == ("checkout-button", "uniform")
+    mine, equal = json.loads(done.out)["rows"]
+    assert (mine["policy"], equal["policy"]) == ("checkout-button", "equal split")
+    assert mine["best_share"]["mean"] > equal["best_share"]["mean"]
     wrong = run("simulate", *SHORT, "--experiment", DEFINITION, "--no-plot")
     assert wrong.status == 78
     assert "the definition has 3: grey, green, orange" in wrong.err
@@ -67,7 +68,22 @@ def test_two_definitions_of_one_id_are_told_apart(run: Any, tmp_path: Path) -> N
     rates = ("--rates", "0.05,0.05,0.2", "--no-plot", "--json")
     done = run("simulate", *SHORT, "--experiment", DEFINITION, "--experiment", str(other), *rates)
     names = [row["policy"] for row in json.loads(done.out)["rows"]]
-    assert names == [f"checkout-button ({DEFINITION})", f"checkout-button ({other})", "uniform"]
+    assert names == [f"checkout-button ({DEFINITION})", f"checkout-button ({other})", "equal split"]
+
+
+def test_values_are_for_definitions(run: Any, tmp_path: Path) -> None:
+    scenario, definition = tmp_path / "scenario.yaml", tmp_path / "definition.yaml"
+    scenario.write_text("name: values\nrates: [0.1, 0.1]\nmean_values: [10, 30]\nn_periods: 12")
+    definition.write_text("id: e\narms: [a, b]\nreward: {metric: revenue, kind: value, cap: 50}")
+    common = ("simulate", "--scenario", str(scenario), "--runs", "2", "--processes", "1", "--no-plot")
+    done = run(*common, "--experiment", str(definition), "--json")
+    assert done.status == 0, done.err
+    mine, equal = json.loads(done.out)["rows"]
+    assert mine["regret"]["mean"] < equal["regret"]["mean"]
+    for wrong, said in (((*common, "--policy", "thompson"), "learns rates"), ((*common,), "learns rates")):
+        refused = run(*wrong)
+        assert refused.status == 78
+        assert said in refused.err
 
 
 def test_every_policy_where_it_can_learn(run: Any) -> None:

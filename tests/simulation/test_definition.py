@@ -121,18 +121,20 @@ def test_counts_as_the_allocator_asks_for_them_add_up() -> None:
     """Whatever is told apart, the sums are the same, and lags later than the hour are not there."""
     rng = np.random.default_rng(5)
 
+    units = np.array([1.0, 1e6, 1e12])[:, None, None, None]  # every conversion is worth 1
+
     class World:
         arm_ids = ["a", "b"]  # noqa: RUF012 - as the protocol has it
         segment_names = [""]  # noqa: RUF012
         hourly = [rng.integers(50, 99, size=(3, 2)) for _ in range(9)]  # noqa: RUF012
-        by_lag = [rng.integers(0, 4, size=(3, 2, 5)) for _ in range(9)]  # noqa: RUF012
-        arrived = np.zeros((3, 2, 5), dtype=np.int64)
+        by_lag = [rng.integers(0, 4, size=(3, 2, 5)) * units for _ in range(9)]  # noqa: RUF012
+        arrived = np.zeros((3, 3, 2, 5))
         exposed = np.sum(hourly, axis=0)[:, None]
         converted = exposed * 0
 
     for bucket in range(9):
         for lag in range(min(5, 9 - bucket)):
-            World.arrived[:, :, lag] += World.by_lag[bucket][:, :, lag]
+            World.arrived[..., lag] += World.by_lag[bucket][..., lag]
     counts = RunCounts(World(), 1, "m")
     total = counts.as_of("e", 1, "m", 9)
     for n_hours, older in ((9, False), (4, True), (2, True), (9, True)):
@@ -144,6 +146,26 @@ def test_counts_as_the_allocator_asks_for_them_add_up() -> None:
         assert read.totals().sum(axis=0).tolist() == [total["a"].successes, total["b"].successes]
     young = counts.periods("e", 1, "m", 9, n_hours=1, older=False)[0]["a"]
     assert {lag[0] for lag in young.lags} <= {0}
+
+
+def value() -> ExperimentRecord:
+    text = "id: e\narms: [a, b, c]\nreward: {metric: m, kind: value, cap: 50}\nconversion_window: 4h"
+    return record_of(parse_definition(text))
+
+
+def test_values_are_learned_capped_and_lost_in_their_own_unit() -> None:
+    # Equal rates; conversions of c are worth 30 on average, capped at 50 that is 30 (1 - e^(-5/3)) = 24.33.
+    truth = scenario(rates=[0.1, 0.1, 0.1], mean_values=[10, 10, 30], n_periods=30)
+    got = run(value(), truth, n_runs=4)
+    worth = np.array([10 * (1 - np.exp(-5)), 10 * (1 - np.exp(-5)), 30 * (1 - np.exp(-5 / 3))])
+    assert got.scenario.rates[0] == pytest.approx(0.1 * worth / 50)
+    assert got.lost == pytest.approx(0.1 * (worth[2] - worth[0]) * got.trials[:, :, :2].sum(axis=2))
+    mean = got.successes.sum(axis=(0, 1)) / got.trials.sum(axis=(0, 1))
+    assert mean[2] == pytest.approx(0.1 * worth[2] / 50, rel=0.1)
+    assert got.weights[-1, :, 2].min() > 0.8
+    assert got.best_units.tolist() == got.trials[:, :, 2].tolist()
+    delayed_values = replace(truth, mean_delay_periods=(1.0, 1.0, 1.0))
+    assert run(value(), delayed_values).weights[-1, :, 2].min() > 0.8
 
 
 def test_contextual_definitions_get_weights_by_segment() -> None:
@@ -171,9 +193,10 @@ def test_contextual_definitions_get_weights_by_segment() -> None:
 def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(ConfigError, match=r"rates for 2 arms, the definition has 3: a, b, c"):
         run(record(), scenario(rates=[0.1, 0.2]))
-    value = parse_definition("id: e\narms: [a, b, c]\nreward: {metric: m, kind: value, cap: 5}")
-    with pytest.raises(ConfigError, match="kind value"):
-        run(record_of(value), scenario())
+    with pytest.raises(ConfigError, match="kind value, the scenario has no mean_values"):
+        run(value(), scenario())
+    with pytest.raises(ConfigError, match="kind click, the scenario has values: mean_values"):
+        run(record(), scenario(mean_values=[1, 1, 1]))
     given = record()
     crowded = msgspec.structs.replace(given, policy=msgspec.structs.replace(given.policy, floor=0.5))
     with pytest.raises(ConfigError, match="floor"):
