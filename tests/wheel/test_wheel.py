@@ -1,11 +1,15 @@
 """What must hold of an installation: run in the tree and, by `make wheel-test`, against the built wheel."""
 
+import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata, resources
 from pathlib import Path
 
 import pytest
+
+from streams.join.kernel import KERNEL
 
 
 @pytest.mark.parametrize("package", ["bandit_core", "streams"])
@@ -18,6 +22,14 @@ def test_console_script_prints_its_help() -> None:
     done = subprocess.run([script, "--help"], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
+
+
+@pytest.mark.skipif(
+    shutil.which("cc") is None or not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="no C compiler, or no headers of Python: the kernel is not built",
+)
+def test_compiled_kernel_is_there() -> None:
+    assert KERNEL is not None
 
 
 def test_wheel_names_its_licence_and_python() -> None:
