@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandit_core.inference.batched import batched_ols
+from bandit_core.inference.sequences import Sequence as ConfidenceSequence
 from bandit_core.inference.sequences import difference_sequence
+from bandit_core.inference.values import value_difference
 from bandit_core.simulator import Simulation
 
 __all__ = [
@@ -159,9 +161,7 @@ def claims(simulation: Simulation, *, look_periods: int = 24, alpha: float = 0.0
     beaten = np.ones((len(looks), n_runs), dtype=bool)
     for a, b in pairs:
         n_a, n_b = simulation.trials[:, :, a], simulation.trials[:, :, b]
-        got = difference_sequence(
-            n_a, simulation.successes[:, :, a], n_b, simulation.successes[:, :, b], alpha=alpha / len(pairs)
-        )
+        got = _difference(simulation, a, b, alpha / len(pairs))
         weight = np.where((n_a > 0) & (n_b > 0), n_a * n_b / np.maximum(n_a + n_b, 1.0), 0.0)
         total = np.add.accumulate(weight, axis=0)
         effect = np.add.accumulate(weight * (rates[:, a] - rates[:, b])[:, None], axis=0)
@@ -181,6 +181,16 @@ def claims(simulation: Simulation, *, look_periods: int = 24, alpha: float = 0.0
         beaten.any(axis=0), (looks[np.argmax(beaten, axis=0)] + wait + 1) if len(looks) else 0, np.inf
     )
     return Claims(false, covered, np.asarray(first, dtype=np.float64))
+
+
+def _difference(simulation: Simulation, a: int, b: int, alpha: float) -> ConfidenceSequence:
+    """Confidence sequence of the difference of two arms, of rates or of values, as reports have it."""
+    n_a, n_b = simulation.trials[:, :, a], simulation.trials[:, :, b]
+    s_a, s_b = simulation.successes[:, :, a], simulation.successes[:, :, b]
+    if simulation.squares is None:
+        return difference_sequence(n_a, s_a, n_b, s_b, alpha=alpha)
+    q_a, q_b = simulation.squares[:, :, a], simulation.squares[:, :, b]
+    return value_difference(n_a, s_a, q_a, n_b, s_b, q_b, alpha=alpha)
 
 
 def figures_of(simulation: Simulation, *, look_periods: int = PERIODS_PER_DAY) -> Figures:

@@ -168,6 +168,8 @@ class Simulation:
         Reports compare periods older than that.
     live : ndarray of bool or None
         Arms that are neither stopped nor dropped; None: all are.
+    squares : ndarray or None
+        Sums of squares of rewards by value; ``successes`` are then sums of values as shares of the cap.
     """
 
     scenario: Scenario
@@ -181,6 +183,7 @@ class Simulation:
     lower_is_better: bool = False
     wait_periods: int = 0
     live: NDArray[np.bool_] | None = None
+    squares: Array | None = None
 
     def regret(self) -> Array:
         """Return expected successes lost against the best started arm of each period: (n_runs,)."""

@@ -97,7 +97,7 @@ def simulate_definition(
     truth = replace(scenario, rates=scenario.rates * world.worth / counting.reward.cap)
     lower = counting.reward.lower_is_better
     shape = (scenario.n_periods, n_runs, scenario.n_arms)
-    weights, trials, successes = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    weights, trials, successes, squares = np.zeros((4, *shape))
     seen, lost, best_units = np.zeros(shape), np.zeros(shape[:2]), np.zeros(shape[:2])
     live = np.ones(shape, dtype=bool)
     last: Sequence[Allocation] = ()
@@ -119,7 +119,7 @@ def simulate_definition(
         drawn = world.expose(share)
         weights[hour] = (world.segment_shares[:, None] * share).sum(axis=1)
         trials[hour] = drawn.sum(axis=1)
-        successes[hour] = world.convert(hour, drawn)
+        successes[hour], squares[hour] = world.convert(hour, drawn)
         started = scenario.started()[hour]
         rates = world.rates(hour) * world.worth
         lost[hour] = units_of_loss(
@@ -138,6 +138,7 @@ def simulate_definition(
         lower_is_better=lower,
         wait_periods=window,
         live=live,
+        squares=None if scenario.mean_values is None else squares,
     )
 
 
@@ -266,8 +267,14 @@ class _World:
         units_drawn: Array = drawn.astype(np.float64)
         return units_drawn
 
-    def convert(self, hour: int, drawn: Array) -> Array:
-        """Draw the rewards of an hour's units, whenever they come, as shares of the cap: (n_runs, n_arms)."""
+    def convert(self, hour: int, drawn: Array) -> tuple[Array, Array]:
+        """Draw the rewards of an hour's units, whenever they come.
+
+        Returns
+        -------
+        tuple of ndarray, shape (n_runs, n_arms)
+            Sums of the rewards as shares of the cap, and of their squares.
+        """
         units = drawn.astype(np.int64)
         hits = self._rng.binomial(units, self.rates(hour))
         self.exposed += units
@@ -286,8 +293,8 @@ class _World:
             )
         valued = self._valued(by_lag)
         self.by_lag.append(valued)
-        rewards: Array = valued[1].sum(axis=2) / MICRO / self._cap
-        return rewards
+        unit = MICRO * self._cap
+        return valued[1].sum(axis=2) / unit, valued[2].sum(axis=2) / unit**2
 
     def _valued(self, by_lag: Counts) -> Array:
         """Conversions by lag, their values and the squares of these, (3, n_runs, n_arms, n_lags)."""

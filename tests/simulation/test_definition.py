@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from bandit_core.counts import PeriodCounts
+from bandit_core.inference.report import ReportSettings, report
+from bandit_core.league import claims
 from bandit_core.policies import POLICIES, gather, policy_from_definition
 from bandit_core.posteriors import BetaPosterior
 from bandit_core.scenarios import scenario_from_definition
@@ -17,7 +19,7 @@ from streams.errors import ConfigError
 from streams.experiments.definition import ExperimentRecord
 from streams.experiments.validation import parse_definition
 from streams.simulation.counts import RunCounts
-from streams.simulation.definition import record_of, simulate_definition
+from streams.simulation.definition import equal_split, record_of, simulate_definition
 
 
 def record(policy: str = "{}", *, arms: str = "[a, b, c]", more: str = "") -> ExperimentRecord:
@@ -166,6 +168,20 @@ def test_values_are_learned_capped_and_lost_in_their_own_unit() -> None:
     assert got.best_units.tolist() == got.trials[:, :, 2].tolist()
     delayed_values = replace(truth, mean_delay_periods=(1.0, 1.0, 1.0))
     assert run(value(), delayed_values).weights[-1, :, 2].min() > 0.8
+
+
+def test_claims_of_values_are_those_that_a_report_makes_of_values() -> None:
+    truth = scenario(rates=[0.1, 0.1, 0.1], mean_values=[10, 10, 30], n_periods=24, units_per_period=1000)
+    got = run(equal_split(value()), truth, n_runs=3)
+    assert got.squares is not None
+    said = claims(got).winner_period == 24
+    for i in range(3):
+        won = got.successes[:, i]
+        counts = PeriodCounts.of(got.trials[:, i], won, won, got.squares[:, i])
+        settings = ReportSettings(values=True)
+        found = report(counts, propensities=got.weights[:, i], control=0, window_periods=4, settings=settings)
+        assert (found.winner == 2) == said[i]
+    assert said.any()
 
 
 def test_contextual_definitions_get_weights_by_segment() -> None:
