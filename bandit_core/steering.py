@@ -27,6 +27,7 @@ from bandit_core.delay import (
 )
 from bandit_core.posteriors.base import Posterior
 from bandit_core.posteriors.beta import BetaPosterior, BetaPrior
+from bandit_core.posteriors.gaussian import GaussianPosterior, GaussianPrior
 from bandit_core.posteriors.hurdle import HurdlePosterior
 from bandit_core.priors import pooled_beta_prior
 from bandit_core.stratification import stratify
@@ -45,6 +46,8 @@ class SteeringSettings:
     Parameters
     ----------
     reward : {"rate", "value"}
+    model : {"hurdle", "gaussian"}
+        Of values: does a trial convert, and for how much; or the mean alone, by the central limit theorem.
     cap : float
         Largest value of a trial, for ``value``.
     prior : BetaPrior
@@ -64,6 +67,7 @@ class SteeringSettings:
     """
 
     reward: Literal["rate", "value"] = "rate"
+    model: Literal["hurdle", "gaussian"] = "hurdle"
     cap: float = 1.0
     prior: BetaPrior = field(default_factory=BetaPrior)
     pooled_prior: bool = False
@@ -77,6 +81,8 @@ class SteeringSettings:
     def __post_init__(self) -> None:
         if self.reward not in ("rate", "value"):
             raise ValueError(f"reward: {self.reward!r} is not rate or value")
+        if self.model not in ("hurdle", "gaussian"):
+            raise ValueError(f"model: {self.model!r} is not hurdle or gaussian")
         if self.delay not in ("none", "gate", "estimate"):
             raise ValueError(f"delay: {self.delay!r} is not none, gate or estimate")
         if not (np.isfinite(self.cap) and self.cap > 0.0):
@@ -170,10 +176,24 @@ def steering_posterior(
         scale = np.divide(total_successes, raw, out=np.zeros(n_arms), where=raw > 0.0)
         sums = (used.totals("sums") * weights).sum(axis=0) * scale
         squares = (used.totals("squares") * weights).sum(axis=0) * scale
-        posterior = HurdlePosterior.from_sums(
-            total_trials, total_successes, sums, squares, cap=settings.cap, prior=prior
-        )
+        if settings.model == "gaussian":
+            posterior = _gaussian(total_trials, sums, squares, settings.cap, prior)
+        else:
+            posterior = HurdlePosterior.from_sums(
+                total_trials, total_successes, sums, squares, cap=settings.cap, prior=prior
+            )
     return Steering(posterior, total_trials, total_successes, prior, delay, factor, tuple(warnings))
+
+
+def _gaussian(trials: Array, sums: Array, squares: Array, cap: float, prior: BetaPrior) -> GaussianPosterior:
+    """Gaussian posterior; the prior of a rate says the same of the mean as a share of the cap."""
+    share = prior.alpha / (prior.alpha + prior.beta)
+    # Trials that are worth less than one by one may be fewer than their own values allow.
+    least = np.divide(sums**2, squares, out=np.zeros_like(sums), where=squares > 0.0)
+    gaussian = GaussianPrior(
+        mean=share * cap, strength=prior.alpha + prior.beta, variance=share * (1.0 - share) * cap * cap
+    )
+    return GaussianPosterior.from_sums(np.maximum(trials, least), sums, squares, gaussian)
 
 
 def _delay(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from bandit_core.posteriors.beta import BetaPosterior
 from bandit_core.probability_best import BestArm, probability_best_gaussian, value_remaining_gaussian
 
 __all__ = ["GaussianPosterior", "GaussianPrior"]
@@ -120,6 +121,18 @@ class GaussianPosterior:
             raise ValueError(f"level: {level!r} is not in (0, 1)")
         reach = float(ndtri(0.5 + 0.5 * level)) * self.scale
         return self.location - reach, self.location + reach
+
+    def relative(self, cap: float) -> BetaPosterior:
+        """Give the posterior of the mean as a share of a cap: the Beta distribution with its two moments.
+
+        Policies and batches of P(best) work on shares. A mean outside of [0, cap] is taken at the border.
+        """
+        mean = np.clip(self.location / cap, 1e-9, 1.0 - 1e-9)
+        strength = mean * (1.0 - mean) / np.maximum((self.scale / cap) ** 2, 1e-300) - 1.0
+        strength = np.maximum(strength, 1e-3)  # vaguer than any Beta distribution
+        sums = np.clip(self.data_sums / cap, 0.0, self.data_trials)
+        squares = np.clip(self.data_squares / (cap * cap), 0.0, sums)
+        return BetaPosterior(mean * strength, (1.0 - mean) * strength, self.data_trials, sums, squares)
 
     def effective_trials(self) -> Array:
         """Trials that the data are worth, the prior not counted."""

@@ -40,7 +40,7 @@ from bandit_core.lifecycle import ArmLife
 from bandit_core.policies import Policy as CorePolicy
 from bandit_core.policies import policy_from_definition
 from bandit_core.policies.contextual import Contextual
-from bandit_core.posteriors import BetaPosterior, BetaPrior
+from bandit_core.posteriors import BetaPosterior, BetaPrior, GaussianPosterior
 from bandit_core.posteriors.hurdle import HurdlePosterior
 from bandit_core.probability_best import BestArm
 from bandit_core.shares import ArmStatus, ShareSettings
@@ -163,6 +163,7 @@ def _steering(inputs: Inputs, statuses: Sequence[ArmStatus]) -> Steering:
     learning, by_value = inputs.learning, inputs.kind == "value"
     settings = SteeringSettings(
         reward=inputs.kind,
+        model=learning.model,
         cap=inputs.cap_micros / MICRO,
         prior=BetaPrior(*inputs.prior),
         pooled_prior=learning.pooled,
@@ -203,6 +204,8 @@ def _relative(inputs: Inputs, steering: Steering) -> BetaPosterior:
     """Give the posterior of the reward as a share of the cap: policies and batches work on that."""
     if isinstance(steering.posterior, HurdlePosterior):
         return steering.posterior.relative
+    if isinstance(steering.posterior, GaussianPosterior):
+        return steering.posterior.relative(inputs.cap_micros / MICRO)
     if not isinstance(steering.posterior, BetaPosterior):
         raise TypeError(f"steering gave {type(steering.posterior).__name__}, which has no batches")
     # Of rewards in parts the squares are smaller than the sums; bounds by variance need to know.

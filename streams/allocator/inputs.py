@@ -28,6 +28,7 @@ from streams.experiments.definition import (
     ExperimentStatus,
     Factor,
     Policy,
+    ValueModel,
 )
 from streams.join.cells import HOUR_MS, View
 
@@ -93,6 +94,7 @@ class LearningInputs(Struct, frozen=True, kw_only=True):
     sliding_hours: int | None = None
     stratify: bool = False
     overdispersion: bool = False
+    model: ValueModel = "hurdle"
     pooled: bool = False
     n_hours: int = 0
     older: bool = True
@@ -234,6 +236,7 @@ def learning_of(policy: Policy, counting: Counting) -> LearningInputs:
         sliding_hours=sliding,
         stratify=learning.stratify,
         overdispersion=learning.overdispersion,
+        model=learning.model,
         pooled=policy.prior.pooled,
         n_hours=min(min(limits) if limits else n_hours, HISTORY_MAX_HOURS),
         older=not limits,

@@ -46,6 +46,7 @@ RETRY_S = 1.0
 HEARTBEAT_INTERVAL_MS = 1_000
 SESSION_TIMEOUT_MS = 10_000
 BOUNDARIES_PER_ROUND = 200  # of one experiment
+MODELS_PER_ROUND = 8  # a fit takes as long as hundreds of other tables: nobody is to wait for a week of them
 JOBS_PER_ROUND = 500
 SLICE_S = 0.01  # of work between two turns of the event loop
 NEVER_MS = 2**63
@@ -357,7 +358,8 @@ class PartitionAllocator:
             return []
         try:
             handled = self._handled.get(experiment_id)
-            limit = 1 if is_chained(record) else BOUNDARIES_PER_ROUND
+            most = MODELS_PER_ROUND if record.policy.algorithm == "contextual" else BOUNDARIES_PER_ROUND
+            limit = 1 if is_chained(record) else most
             found = due(record, handled, now, self._counts, limit=limit)
             self._metrics.allocator_skipped_intervals_total.inc(found.skipped)
             if handled is not None:

@@ -22,6 +22,7 @@ TrialWindow = Literal["hour", "experiment", "exposure"]
 Touch = Literal["last", "first", "all"]
 ExperimentStatus = Literal["draft", "live", "paused", "completed", "archived"]
 Delay = Literal["estimate", "gate", "none"]
+ValueModel = Literal["hurdle", "gaussian"]
 ProposalSource = Literal["factors", "generated"]
 ProposalStatus = Literal["pending", "approved", "rejected"]
 ArmStatus = Literal["pending", "incubating", "active", "stopped", "dropped"]
@@ -134,6 +135,7 @@ class Learning(Struct, frozen=True, kw_only=True, omit_defaults=True):
     window_ms: int | None = None
     stratify: bool = False
     overdispersion: bool = False
+    model: ValueModel = "hurdle"  # of values
 
 
 class Lifecycle(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -39,6 +39,7 @@ from streams.experiments.definition import (
     RewardKind,
     Touch,
     TrialWindow,
+    ValueModel,
 )
 from streams.experiments.end import read_end, read_instant
 from streams.experiments.reader import Problems, Reader, format_duration, load_documents
@@ -137,6 +138,7 @@ def _read_definition(document: object, problems: Problems) -> Definition:
     sticky: Literal["unit", "interval"] = reader.choice("sticky", "unit", Literal["unit", "interval"])
     counting = _read_counting(reader)
     check_context(policy, counting, len(arms), problems)
+    _check_model(policy, counting, problems)
     proposing = _read_proposing(reader.mapping("proposals"))
     effective_from_ms = read_instant(reader, "effective_from")
     ends_at_ms = read_end(reader, effective_from_ms, counting, sticky)
@@ -249,6 +251,13 @@ def _read_features(reader: Reader) -> tuple[Feature, ...]:
     return tuple(features)
 
 
+def _check_model(policy: Policy, counting: Counting, problems: Problems) -> None:
+    """Note a problem if a model of values is asked for where there are none."""
+    kind = counting.reward.kind
+    if policy.learning.model != "hurdle" and kind != "value":
+        problems.add("policy.learning.model", f"not used by kind {kind}; remove it, or use kind value")
+
+
 def check_context(policy: Policy, counting: Counting, n_arms: int, problems: Problems) -> None:
     """Note a problem if weights by segment are asked for and cannot be had."""
     if policy.algorithm != "contextual":
@@ -321,12 +330,14 @@ def _read_prior(reader: Reader) -> Prior:
 
 def _read_learning(reader: Reader) -> Learning:
     estimate: Delay = "estimate"
+    hurdle: ValueModel = "hurdle"
     learning = Learning(
         delay=reader.choice("delay", estimate, Delay) if reader.has("delay") else None,
         half_life_ms=_hours_ms(reader, "half_life", 9 * DAY_MS),
         window_ms=_hours_ms(reader, "window", 90 * DAY_MS),
         stratify=reader.flag("stratify", False),
         overdispersion=reader.flag("overdispersion", False),
+        model=reader.choice("model", hurdle, ValueModel),
     )
     reader.finish()
     return learning

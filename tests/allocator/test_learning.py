@@ -213,6 +213,26 @@ def test_values_are_learned_by_rate_and_amount() -> None:
     assert means(found) == pytest.approx([0.5, 0.5], rel=0.25)
 
 
+def test_values_may_be_learned_by_their_mean_alone() -> None:
+    learning = Learning(delay="none", model="gaussian")
+    record = experiment(kind="value", learning=learning, prior=Prior(alpha=0.01, beta=0.99))
+    # Every trial earned: 1,000 of 30 or 31 on average, with a spread of 10.
+    counts = {
+        arm: ArmCounts(1000, 1000, mean * 1000 * 10**6, 1000 * (mean**2 + 100) * 10**12)
+        for arm, mean in (("a", 30), ("b", 31))
+    }
+    (found,) = compute([Job(inputs_of(record, 0, counts, None), STAMP)])
+    assert isinstance(found, Allocation)
+    assert means(found) == pytest.approx([30.0, 31.0], rel=0.01)
+    widths = [arm.interval[1] - arm.interval[0] for arm in found.arms]
+    assert widths == pytest.approx([2 * 1.96 * 10 / 1000**0.5] * 2, rel=0.1)
+    # 1 apart, with a standard error of 10 * sqrt(2 / 1000) = 0.45: P(b is better) = Phi(2.24) = 0.987.
+    assert found.arms[1].probability_best == pytest.approx(0.987, abs=0.01)
+    (again,) = compute([Job(inputs_in(found), STAMP)])
+    assert isinstance(again, Allocation)
+    assert encode_allocation(again) == encode_allocation(found)
+
+
 def test_an_informative_prior_and_one_learned_from_the_arms() -> None:
     counts = {"a": (1000, 50), "b": (1000, 52), "c": (10, 3)}
     plain = totals(experiment("abc", kind="click"), **counts)

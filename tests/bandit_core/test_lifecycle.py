@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bandit_core.inference import harmful_arms
+from bandit_core.inference import harmful_arms, rest_increments, trailing_arms
 from bandit_core.lifecycle import (
     ArmLife,
     DropRule,
@@ -160,3 +160,48 @@ def test_guardrails_stop_nothing_in_most_runs_without_harm_and_stop_harm() -> No
     assert harmful_arms(trials, worse, control=2, higher_is_harm=True)[:, 0].mean() > 0.95
     with pytest.raises(ValueError, match="margin"):
         harmful_arms(trials, worse, control=0, margin=-0.1)
+
+
+def first_drops(rates: list[float], *, n_runs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hour of each arm's drop by P(best) alone, and with the bound; inf if it stays. (n_runs, n_arms)."""
+    scenario = scenario_from_definition({"name": "drops", "kind": "stationary", "rates": rates})
+    got = simulate(
+        scenario,
+        policy_from_definition("thompson"),
+        n_runs=n_runs,
+        rng=np.random.default_rng(seed),
+        floor=0.01,
+    )
+    assert got.probability_best is not None
+    rule = DropRule()
+    hopeless, running = (
+        np.zeros_like(got.probability_best, dtype=bool),
+        np.zeros((n_runs, len(rates)), dtype=int),
+    )
+    for hour, looked in enumerate(got.probability_best):
+        running = np.where(looked < rule.threshold(len(rates)), running + 1, 0)
+        hopeless[hour] = running >= rule.intervals
+    sums, information = rest_increments(got.trials, got.successes)
+    trailing = trailing_arms(np.add.accumulate(sums, axis=0), np.add.accumulate(information, axis=0))
+    return tuple(  # type: ignore[return-value]  # two of them
+        np.where(due.any(axis=0), due.argmax(axis=0), np.inf) for due in (hopeless, hopeless & trailing)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("rates", "n_runs"),
+    [([0.05] * 4, 400), ([0.05, 0.05, 0.05, 0.03], 100), ([0.05, 0.05, 0.05, 0.04], 100)],
+)
+def test_drops_of_two_weeks(rates: list[float], n_runs: int) -> None:
+    alone, bound = first_drops(rates, n_runs=n_runs, seed=1)
+    best = [arm for arm, rate in enumerate(rates) if rate == max(rates)]
+    for name, hours in (("P(best) alone", alone), ("with the bound", bound)):
+        some = np.isfinite(hours[:, best]).any(axis=1).mean()
+        last = f"{np.isfinite(hours[:, -1]).mean():.0%} of the runs after {np.median(hours[:, -1]):.0f} hours"
+        print(f"drops, {rates}, {name}: one of the best {some:.1%}; the last arm {last}")
+    assert np.isfinite(bound[:, best]).any(axis=1).mean() <= 0.05
+    assert (bound >= alone).all()
+    if rates[-1] == 0.03:
+        assert np.median(bound[:, -1]) < 100

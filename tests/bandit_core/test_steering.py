@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bandit_core.counts import PeriodCounts
-from bandit_core.posteriors import BetaPosterior, BetaPrior, HurdlePosterior
+from bandit_core.posteriors import BetaPosterior, BetaPrior, GaussianPosterior, HurdlePosterior
 from bandit_core.simulator import Scenario
 from bandit_core.steering import SteeringSettings, steering_posterior
 
@@ -71,6 +71,22 @@ def test_values_are_hurdles() -> None:
     assert isinstance(got.posterior, HurdlePosterior)
     assert got.posterior.mean()[0] == pytest.approx([0.52, 1.02], rel=0.05)
     assert got.posterior.best().probability[0, 1] > 0.99
+
+
+def test_values_may_be_gaussian_means() -> None:
+    counts = PeriodCounts.of([[1000, 1000]], [[50, 50]], [[500.0, 1000.0]], [[5500.0, 21000.0]])
+    settings = SteeringSettings(reward="value", cap=100.0, model="gaussian", prior=BetaPrior(0.02, 1.98))
+    got = steering_posterior(counts, settings).posterior
+    assert isinstance(got, GaussianPosterior)
+    # Prior: 1% of the cap, worth 2 trials. By hand: (2 * 1 + 500) / 1002 and (2 * 1 + 1000) / 1002.
+    assert got.mean()[0] == pytest.approx([502 / 1002, 1002 / 1002])
+    relative = got.relative(100.0)
+    assert 100 * relative.mean() == pytest.approx(got.mean())
+    assert 100 * relative.sd() == pytest.approx(got.sd())
+    # Both models see the same two arms; a mean of 1000 values is nearly Gaussian.
+    hurdle = steering_posterior(counts, SteeringSettings(reward="value", cap=100.0)).posterior
+    assert got.best().probability[0, 1] == pytest.approx(hurdle.best().probability[0, 1], abs=0.02)
+    assert relative.best().probability[0, 1] == pytest.approx(got.best().probability[0, 1], abs=0.01)
 
 
 def delayed(hours: int, means: tuple[float, float], seed: int) -> PeriodCounts:

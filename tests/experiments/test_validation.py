@@ -295,6 +295,10 @@ effective_from: 2024-01-01
         ({"id": 7}, "id: 7 is not text; put it in quotes"),
         ({"policy": {"parameters": {"power": 99}}}, "policy.parameters.power: 99 is not in (0, 10]"),
         ({"effective_from": "2025-03-01T00:00:00"}, "effective_from: '2025-03-01T00:00:00' is not a time"),
+        (
+            {"policy": {"learning": {"model": "gaussian"}}},
+            "policy.learning.model: not used by kind",
+        ),
         ({"ends_at": "2025-03-01"}, "ends_at: '2025-03-01' is not a time"),
         ({"ends_at": "2025-03-01T00:30:00Z", "sticky": "interval"}, "ends_at: not a whole hour"),
         ({"ends_at": 7_200_000}, "ends_at: batched least squares needs independent batches, but a trial is"),
