@@ -33,10 +33,10 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from bench import edge_decide
-from bench.contestant import BROKER_CORE, on_core
+from bench.contestant import BROKER_CORE, Failed, on_core
 from bench.product import SOURCES, BanditStreams, define, experiment, prepare, read_counts, steering
 from bench.report import machine, say, table
-from bench.worker import Worker, settings_of, until_drained
+from bench.worker import Worker, settings_of, until_drained, within
 from bench.workload import HOUR_MS, Batcher, Converted, Exposed, Workload, counted, difference
 from streams.config import Settings
 from streams.counts import decode_counts, decode_key
@@ -140,7 +140,7 @@ async def at_load(work: Workload, bootstrap: str, folder: Path, load: float, opt
     topics: dict[str, str] = {topic: settings.topic(topic) for topic in SOURCES}
     rate_per_s = load * options.max_rate
     with Worker(settings, own) as worker:
-        async with asyncio.timeout(options.deadline):
+        async with within(options.deadline, worker):
             await worker.until_ready()
             following = asyncio.create_task(arrivals.follow(settings))
             try:
@@ -149,7 +149,9 @@ async def at_load(work: Workload, bootstrap: str, folder: Path, load: float, opt
                     sent, behind_s = await send_paced(batcher, arrivals, work, rate_per_s, options.seconds)
                 took_s = time.monotonic() - began_s
                 await until_drained([worker], len(sent))
-                while len(arrivals.waits_s) < arrivals.n_trials:  # noqa: ASYNC110 - the deadline ends it
+                while len(arrivals.waits_s) < arrivals.n_trials:
+                    if following.done():
+                        following.result()
                     await asyncio.sleep(POLL_S)
             finally:
                 following.cancel()
@@ -187,8 +189,8 @@ async def measure_counts(options: Any, bootstrap: str, folder: Path) -> list[dic
     if options.max_rate is None:
         arena, wanted = await prepare(work, bootstrap, folder, "latency-max-", options.deadline)
         run = await BanditStreams().run(arena, 0)
-        if run.counts is None or difference(run.counts, wanted):
-            raise SystemExit("the run that measures the maximum counted wrongly; see python -m bench")
+        if wrong := difference(run.counts or {}, wanted):
+            raise Failed(f"the run that measures the maximum counted wrongly: {wrong}")
         options.max_rate = arena.n_events / run.seconds
         say(f"maximum: {options.max_rate:,.0f} events/s")
     rows = []
@@ -248,7 +250,7 @@ async def at_edge(n_experiments: int, bootstrap: str, folder: Path, options: Any
     n_marks = 0
     topics: dict[str, str] = {topic: settings.topic(topic) for topic in SOURCES}
     with Worker(settings, own, roles="join,allocator") as worker:
-        async with asyncio.timeout(options.deadline), EdgeClient(settings) as edge:
+        async with within(options.deadline, worker), EdgeClient(settings) as edge:
             await worker.until_ready()
             await until_visible(edge, names, 0, 0.0)
             async with Batcher(bootstrap, topics, work.partitions) as batcher:
@@ -352,7 +354,11 @@ def main(arguments: list[str] | None = None) -> int:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bandit-bench-")))
             stack.enter_context(on_core(BROKER_CORE))
             broker = stack.enter_context(EmbeddedKafka(folder / "kafka", heap_mb=1024, report=say))
-            rows = asyncio.run(measure(options, broker.bootstrap_servers, folder))
+            try:
+                rows = asyncio.run(measure(options, broker.bootstrap_servers, folder))
+            except Failed as error:
+                say(str(error))
+                return 1
     if "decide" in options.parts:
         rows += [{"part": "decide", **row} for row in edge_decide.rows(options.units)]
     if options.json:

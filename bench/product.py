@@ -15,9 +15,9 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from bench.contestant import Arena, Failed, Run, disk_bytes, topic_disk_bytes
+from bench.contestant import Arena, Run, disk_bytes, topic_disk_bytes
 from bench.report import say
-from bench.worker import Worker, fresh_topics, settings_of, until_drained
+from bench.worker import Worker, fresh_topics, settings_of, until_drained, within
 from bench.workload import HOUR_MS, Counts, Workload, expected, produce
 from streams.config import Settings, TopicName
 from streams.counts import CountsRecord, decode_counts, decode_key
@@ -121,21 +121,18 @@ class BanditStreams:
                 stack.enter_context(Worker(settings, folder, each, changes=self._changes))
                 for each in range(self._workers)
             ]
-            try:
-                async with asyncio.timeout(arena.deadline_s):
-                    for worker in workers:
-                        await worker.until_ready()
-                    began_ms = await _first_claim_ms(settings)
-                    before_s = sum(worker.cpu_seconds for worker in workers)
-                    profiler = self._start_profiler(workers[0].pid)
-                    await until_drained(workers, arena.n_events)
-                    used_s = sum(worker.cpu_seconds for worker in workers) - before_s
-                    peak = max(worker.peak_bytes for worker in workers)
-                    journal_bytes = sum([await each.metric("bandit_journal_bytes_total") for each in workers])
-                    if profiler is not None:
-                        await asyncio.to_thread(profiler.wait)
-            except TimeoutError:
-                raise Failed(f"not done in {arena.deadline_s:.0f} s: {workers[0].log_tail}") from None
+            async with within(arena.deadline_s, workers[0]):
+                for worker in workers:
+                    await worker.until_ready()
+                began_ms = await _first_claim_ms(settings)
+                before_s = sum(worker.cpu_seconds for worker in workers)
+                profiler = self._start_profiler(workers[0].pid)
+                await until_drained(workers, arena.n_events)
+                used_s = sum(worker.cpu_seconds for worker in workers) - before_s
+                peak = max(worker.peak_bytes for worker in workers)
+                journal_bytes = sum([await each.metric("bandit_journal_bytes_total") for each in workers])
+                if profiler is not None:
+                    await asyncio.to_thread(profiler.wait)
             for worker in workers:
                 await worker.stop()
         return Run(

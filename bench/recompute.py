@@ -30,11 +30,11 @@ from aiokafka import AIOKafkaProducer
 from msgspec.structs import replace
 
 from bench.allocator import values
-from bench.contestant import BROKER_CORE, on_core
+from bench.contestant import BROKER_CORE, Failed, on_core
 from bench.latency import mark, until_visible
 from bench.product import SOURCES, define, experiment, read_all, read_counts
 from bench.report import machine, say, table
-from bench.worker import Worker, settings_of, until_drained
+from bench.worker import Worker, settings_of, until_drained, within
 from bench.workload import HOUR_MS, Counts, Workload, difference, expected, produce
 from streams.allocations import decode_allocation
 from streams.config import Settings
@@ -146,7 +146,7 @@ async def measure(options: argparse.Namespace, bootstrap: str, folder: Path) -> 
     topics: dict[str, str] = {topic: settings.topic(topic) for topic in SOURCES}
     n_expected, wanted = expected(work)
     with Worker(settings, folder, roles="join,allocator") as worker:
-        async with asyncio.timeout(options.deadline), EdgeClient(settings) as edge:
+        async with within(options.deadline, worker), EdgeClient(settings) as edge:
             await worker.until_ready()
             await until_visible(edge, names, 0, 0.0)
             n_marks = await mark(settings, work.start_ms)
@@ -174,7 +174,7 @@ async def figures(
     closed_ms = await passed_ms(settings, boundary_ms)
     tables_ms = await published_ms(settings, boundary_ms)
     if closed_ms is None or len(tables_ms) < options.experiments:
-        raise SystemExit(f"{len(tables_ms)} of {options.experiments} tables were published")
+        raise Failed(f"{len(tables_ms)} of {options.experiments} tables were published")
     start_ms = max(began_ms, found[0][0] - 1)
     start_hour = (boundary_ms - DAY_MS // 2) // HOUR_MS
     counts = {key: own for key, own in (await read_counts(settings)).items() if key[2] >= start_hour}
@@ -228,7 +228,11 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bandit-bench-")))
         stack.enter_context(on_core(BROKER_CORE))
         broker = stack.enter_context(EmbeddedKafka(folder / "kafka", heap_mb=1024, report=say))
-        found = asyncio.run(measure(options, broker.bootstrap_servers, folder))
+        try:
+            found = asyncio.run(measure(options, broker.bootstrap_servers, folder))
+        except Failed as error:
+            say(str(error))
+            return 1
     print(json.dumps(found) if options.json else f"{machine()}\n\n{table([found], COLUMNS)}")
     if found["wrong"]:
         say(found["wrong"])

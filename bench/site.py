@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.report import table
+from streams.agents.runner import SWEEP_EVERY_BATCHES, SWEEP_STEP_BYTES
 
 MB = 1e6
 GB = 1e9
@@ -39,8 +40,8 @@ class Site(NamedTuple):
         Time that a unit's events stay in its state: window and grace.
     retention_hours
         Time that the source topics keep.
-    sweep_hours
-        Time between two sweeps of a journal, each of which writes all state again.
+    batch_records
+        Events in a batch; fewer than ``batch_max_records`` where workers keep up. Sweeps go by batches.
     """
 
     rate: float = 1e6
@@ -49,7 +50,7 @@ class Site(NamedTuple):
     standbys: int = 1
     kept_hours: float = 25.0
     retention_hours: float = 168.0
-    sweep_hours: float = 1.0
+    batch_records: int = 1_000
 
 
 class Line(NamedTuple):
@@ -68,11 +69,14 @@ def arithmetic(found: Mapping[str, Any], site: Site) -> list[Line]:
     state_bytes = site.rate * 3600 * site.kept_hours * found["state_bytes_per_event"]
     source = site.rate * found["source_disk_bytes_per_event"]
     batches = site.rate * found["journal_disk_bytes_per_event"]
-    swept = state_bytes / (3600 * site.sweep_hours)
+    packed = found["journal_disk_bytes_per_event"] / found["journal_bytes_per_event"]
+    swept = site.rate / (SWEEP_EVERY_BATCHES * site.batch_records) * SWEEP_STEP_BYTES * packed
+    round_s = state_bytes / swept
     written = (source + batches + swept) * site.replicas
     read = source + (batches + swept) * site.standbys
-    journal_bytes = 2 * state_bytes + batches * 3600 * site.sweep_hours
+    journal_bytes = 2 * (state_bytes + batches * round_s)
     per_event = {name: f"{found[f'{name}_bytes_per_event']} B" for name in FIGURES}
+    step = f"{SWEEP_STEP_BYTES >> 20} MiB before zstd in {SWEEP_EVERY_BATCHES}"
     copies = f"{site.replicas} replicas"
     own = source + (1 + site.standbys) * (batches + swept)
     kept = source * 3600 * site.retention_hours * site.replicas
@@ -84,12 +88,18 @@ def arithmetic(found: Mapping[str, Any], site: Site) -> list[Line]:
         Line("journal, batches", batches / MB, "MB/s", f"rate x {per_event['journal_disk']} on disk"),
         Line("state", state_bytes / GB, "GB", f"rate x {site.kept_hours} h x {per_event['state']}"),
         Line("state a worker", state_bytes / GB / workers, "GB", "each standby as much"),
-        Line("journal, sweeps", swept / MB, "MB/s", f"all state every {site.sweep_hours} h"),
+        Line("journal, sweeps", swept / MB, "MB/s", f"at most: {step} batches of {site.batch_records:,}"),
+        Line("a sweep of all state", round_s / 3600, "h", "at that pace"),
         Line("broker writes", written / MB, "MB/s", f"sources, batches and sweeps, {copies}"),
         Line("broker reads", read / MB, "MB/s", f"sources once, the journal by {site.standbys} standbys"),
         Line("network a worker", own / MB / workers, "MB/s", "sources in, journal out, for standbys in"),
         Line("source disk", kept / GB, "GB", f"{site.retention_hours} h, {copies}"),
-        Line("journal disk", journal_bytes * site.replicas / GB, "GB", f"two states, batches, {copies}"),
+        Line(
+            "journal disk",
+            journal_bytes * site.replicas / GB,
+            "GB",
+            f"two sweeps and the batches meanwhile, {copies}",
+        ),
     ]
 
 

@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -152,6 +153,22 @@ class Worker:
                 return await response.text() if response.status == 200 else ""
         except (aiohttp.ClientError, OSError, TimeoutError):
             return ""
+
+
+@asynccontextmanager
+async def within(deadline_s: float, worker: Worker) -> AsyncIterator[None]:
+    """Give what is inside so much time.
+
+    Raises
+    ------
+    Failed
+        With the end of the worker's log, if it is not done by then.
+    """
+    try:
+        async with asyncio.timeout(deadline_s):
+            yield
+    except TimeoutError:
+        raise Failed(f"not done within {deadline_s:.0f} s: {worker.log_tail}") from None
 
 
 async def until_drained(workers: Sequence[Worker], n_events: int) -> None:
