@@ -2,12 +2,10 @@
 
 Everything is per interval: the caller passes what it knows at a boundary and stores what it gets back.
 
-- Holdout: starts at ``1 / (n + 1)``, times 0.9 each interval while control's rate is known to a relative
-95% half-width of
-  10%, never rises, at least 5%.
+- Holdout: starts at ``1 / (n + 1)``, times 0.9 each interval while control's rate is known to a relative 95%
+  half-width of 10%, never rises, at least 5%.
 - Incubation: a new arm gets exactly ``1 / n`` until it has its trials; with a Beta(1, 1) prior against arms
-of 5% it would
-  start with P(best) = 0.95 otherwise.
+  of 5% it would start with P(best) = 0.95 otherwise.
 - Drop: P(best) before floors below ``min(2%, 0.2 / n)`` for 24 consecutive intervals, and the arm shown to be
   worse than the others together by a bound that holds at all times
   (:func:`bandit_core.inference.sequences.trailing_arms`). P(best) alone drops an arm in over half of the runs

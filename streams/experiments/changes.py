@@ -3,10 +3,10 @@
 Pure: the present time and the lead are arguments. The rules:
 
 - What decides counting (reward, guardrails, windows, touch, features, count_test) goes into a new counting
-version,
-  effective at least a lead ahead, so that every worker knows it before the first exposure that it binds; a
-  worker whose view is older than the lead stops. The first version may be dated back by ``effective_from``,
-  for replays. While the experiment is a draft nothing was counted, and its one version is replaced instead.
+  version, effective at least a lead ahead, so that every worker knows it before the first exposure that it
+  binds; a worker whose view is older than the lead stops. The first version may be dated back by
+  ``effective_from``, for replays. While the experiment is a draft nothing was counted, and its one version is
+  replaced instead.
 - Everything else (policy, shares, arms, control, sticky, description, status) holds from the new revision on.
 - Arms never vanish: one that the document no longer names is stopped, unless it came from a proposal, which
   no document has to know of; that one may also be named without its content. An arm's status is changed only

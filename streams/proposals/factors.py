@@ -7,7 +7,7 @@ feature with each factor), and asks :func:`bandit_core.contextual.propose_combin
 Why from the allocation: it is what edges serve and what `audit` holds, so a proposal can be explained
 afterwards; trials are taken for what the posterior says that they are worth, after delay and forgetting.
 
-Cost: tenths of a second for some hundred combinations; belongs into another process.
+Cost: 0.07 s of one core for 300 combinations, 0.26 s for 1,000 (20 arms known); in another process.
 """
 
 import itertools
