@@ -136,9 +136,12 @@ async def test_two_who_generate_at_once_do_not_spend_more_than_there_is(
 
 
 def with_factors(**fields: Any) -> ExperimentRecord:
-    """Arms a, b, c of a factor that has a level d, too; c is soon hopeless."""
+    """Arms a, b, c of a factor that has a level d, too; less is better, so that b is soon hopeless."""
     counting = Counting(
-        version=1, effective_from_ms=START_HOUR * HOUR_MS, reward=Reward(metric="click", kind="click")
+        version=1,
+        effective_from_ms=START_HOUR * HOUR_MS,
+        reward=Reward(metric="click", kind="click", lower_is_better=True),
+        conversion_window_ms=HOUR_MS,
     )
     return experiment(
         "banner",
@@ -195,10 +198,10 @@ async def test_a_drop_proposes_the_untested_combination_once_and_an_approved_one
         await world.store.write(with_factors(proposing=Proposing(on_drop=True, generate=True)))
         async with proposing(world) as (_, metrics):
             await close_hours(world, START_HOUR, START_HOUR + 20)
-            await until(partial(table_has, world, "c", "dropped"), "a drop of the hopeless arm")
+            await until(partial(table_has, world, "b", "dropped"), "a drop of the hopeless arm")
             await until(partial(has_proposals, world, 1), "a proposal in its place")
             (proposal,) = (await newest(world)).proposals
-            assert (proposal.source, proposal.arm_id, proposal.dropped) == ("factors", "d", "c")
+            assert (proposal.source, proposal.arm_id, proposal.dropped) == ("factors", "d", "b")
             assert (proposal.status, proposal.on_drop) == ("pending", True)
             assert proposal.probability_better is not None
             assert 0.2 < proposal.probability_better < 1
@@ -274,7 +277,7 @@ async def test_allocations_do_not_wait_for_an_endpoint_that_hangs(broker: Broker
         assert record.spending == Spending(requests=1, tokens=123)
         assert (record.arms[-1].content, record.arms[-1].proposal) == ("A new text", "p2")
         prompt = json.loads(server.asked[0]["messages"][1]["content"])
-        assert {arm["arm"]: arm.get("status") for arm in prompt["arms"]}["c"] == "dropped"
+        assert {arm["arm"]: arm.get("status") for arm in prompt["arms"]}["b"] == "dropped"
 
 
 async def test_what_fails_after_a_drop_is_counted_and_tried_with_the_next_allocation(
@@ -403,4 +406,4 @@ async def test_a_worker_proposes_after_a_drop(broker: Broker, topic_prefix: str,
             print((tmp_path / "worker.log").read_text()[-4000:])
         assert worker.returncode == 0
         (proposal,) = (await newest(world)).proposals
-        assert (proposal.arm_id, proposal.dropped, proposal.status) == ("d", "c", "pending")
+        assert (proposal.arm_id, proposal.dropped, proposal.status) == ("d", "b", "pending")
