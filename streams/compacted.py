@@ -157,11 +157,13 @@ class CompactedView(Generic[K, V]):
     async def stop(self) -> None:
         """Stop following; the content stays readable. May be called at any time, and twice."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        if self._consumer is not None:
-            await stop_consumer(self._consumer)
+        try:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        finally:  # also where whoever waits for it is cancelled
+            if self._consumer is not None:
+                await stop_consumer(self._consumer)
 
     async def catch_up(self, deadline_ms: float = START_DEADLINE_MS) -> None:
         """Read everything that was in the topic when this was called.

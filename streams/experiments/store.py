@@ -44,9 +44,11 @@ class ExperimentStore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._view.stop()
-        if self._producer is not None:
-            await self._producer.stop()
+        try:
+            await self._view.stop()
+        finally:  # also where whoever waits for it is cancelled
+            if self._producer is not None:
+                await self._producer.stop()
 
     @property
     def view(self) -> ExperimentsView:
