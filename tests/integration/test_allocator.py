@@ -415,3 +415,41 @@ async def test_a_log_made_anew_stops_the_allocator(broker: Broker, topic_prefix:
         assert "Operator action" in str(service.crash_reason)
         await service.stop()
         await experiments.stop()
+
+
+async def test_results_that_are_missing_are_made_by_the_next_owner_and_end_with_the_experiment(
+    broker: Broker, topic_prefix: str
+) -> None:
+    async with world_of(broker, topic_prefix) as world:
+        record = experiment("banner")
+        await world.store.write(record)
+        for hour in range(START_HOUR, START_HOUR + 4):
+            await world.count("banner", hour)
+        await world.progress(END_MS)
+
+        async def there() -> bool:
+            found, shown = await newest_results(world, "banner"), (await world.edge()).get("banner")
+            return found is not None and shown is not None and found.allocation_version == shown.version
+
+        async with allocator(world.settings):
+            await until(there, "results of the last allocation")
+        first = await newest_results(world, "banner")
+        assert first is not None
+        assert first.arms[0].trials == world.settings.partitions * 400
+        # As if the owner had been killed between its last allocation and these results.
+        await world.send("results", world.partition("banner"), b"banner", None)
+        async with allocator(world.settings):
+            await until(there, "results by the next owner")
+            again = await newest_results(world, "banner")
+            assert again is not None
+            assert msgspec.structs.replace(again, computed_at_ms=first.computed_at_ms) == first
+            n_before = len(await world.read("results"))
+            completed = lifecycle.complete(record, winner="b", now_ms=1)
+            await world.store.write(completed)
+            await world.store.write(lifecycle.archive(completed, now_ms=2))
+
+            async def ended() -> bool:
+                records = (await world.read("results"))[n_before:]
+                return bool(records) and records[-1].value is None
+
+            await until(ended, "a tombstone of the results")
