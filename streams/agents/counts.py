@@ -82,6 +82,7 @@ class CountsPublisher:
         self._n_partitions = n_partitions
         self._metrics = metrics
         self._dirty: set[Group] = set()
+        self._flushing = asyncio.Lock()
         self._published_ms: int | None = None
         self._claimed: Rank | None = None
         self._seen_all = False
@@ -136,11 +137,17 @@ class CountsPublisher:
     async def flush(self) -> None:
         """Publish what has changed, then the progress; on an error the rest stays to be published.
 
+        One at a time: what another call has in hand is acknowledged, or marked again, before this one begins.
+
         Raises
         ------
         KafkaError
             If a record was not acknowledged.
         """
+        async with self._flushing:
+            await self._flush()
+
+    async def _flush(self) -> None:
         head = self._partition.head
         watermark_ms = head.watermark_ms()
         if not self._dirty and watermark_ms == self._published_ms:
