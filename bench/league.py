@@ -42,7 +42,7 @@ from bench.exact_best import largest_error, naive_grid
 from streams.experiments.validation import parse_definition
 from streams.simulation.definition import record_of
 from streams.simulation.files import SHIPPED, described, load_scenario
-from streams.simulation.report import COLUMNS, cells, plain
+from streams.simulation.report import COLUMNS, cells, pair, plain
 from streams.simulation.runner import (
     Contestant,
     Task,
@@ -104,10 +104,6 @@ def written(page: str, blocks: dict[str, str]) -> str:
             raise SystemExit(f"{PAGE.name} has no place for {name!r}: add <!-- league: {name} -->")
         page = pattern.sub(lambda found, text=text: found[1] + text + found[2], page)
     return page
-
-
-def pair(estimate: Estimate, digits: int) -> str:
-    return f"{estimate.mean:.{digits}f} ± {estimate.error:.{digits}f}"
 
 
 def with_bar(text: str, total: int, work: Callable[[Callable[[], None]], Any]) -> Any:

@@ -27,6 +27,7 @@ __all__ = [
     "days_text",
     "detection_cells",
     "draw",
+    "pair",
     "plain",
     "sparklines",
 ]
@@ -52,7 +53,8 @@ def course_of(figures: Figures, scenario: str, policy: str) -> Course:
     return Course(scenario, policy, tuple(figures.best_by_period.mean(axis=1).tolist()), tuple(lost.tolist()))
 
 
-def _pair(estimate: Estimate, digits: int) -> str:
+def pair(estimate: Estimate, digits: int) -> str:
+    """Write a mean and its error; one run has none."""
     if math.isnan(estimate.mean):
         return "–"
     error = "" if math.isnan(estimate.error) else f" ± {estimate.error:.{digits}f}"
@@ -63,11 +65,11 @@ def cells(row: LeagueRow) -> tuple[str, ...]:
     """Cells of a row under :data:`COLUMNS`."""
     return (
         row.policy,
-        _pair(row.regret, 1 if row.regret.mean < 100 else 0),
-        _pair(row.best_share, 2),
-        _pair(row.starved, 2),
-        _pair(row.false_winners, 3),
-        _pair(row.coverage, 3),
+        pair(row.regret, 1 if row.regret.mean < 100 else 0),
+        pair(row.best_share, 2),
+        pair(row.starved, 2),
+        pair(row.false_winners, 3),
+        pair(row.coverage, 3),
     )
 
 
