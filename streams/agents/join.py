@@ -20,6 +20,8 @@ __all__ = ["Join"]
 log = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 2.0
+REBALANCE_DEADLINE_S = 5.0
+"""For batches in hand when a rebalance begins: all partitions wait, also for the one whose leader is slow."""
 RECORD_MARGIN_BYTES = 64 << 10
 
 
@@ -57,7 +59,7 @@ class Join:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        await self.release()
+        await self._release(self._context.settings.shutdown_deadline_ms / 1000)
         await self._shards.close()
 
     def accept(self, chunk: Chunk) -> None:
@@ -67,11 +69,15 @@ class Join:
             runner.accept(chunk)
 
     async def release(self) -> int:
-        """Stop every owner: a rebalance has begun, or the worker ends; return the number of this release."""
+        """Stop every owner: a rebalance has begun; return the number of this release."""
+        return await self._release(
+            min(REBALANCE_DEADLINE_S, self._context.settings.shutdown_deadline_ms / 1000)
+        )
+
+    async def _release(self, deadline_s: float) -> int:
         self._assignment += 1
         assignment = self._assignment
         runners, self._runners = self._runners, {}
-        deadline_s = self._context.settings.shutdown_deadline_ms / 1000
         await asyncio.gather(*(runner.stop(deadline_s) for runner in runners.values()))
         return assignment
 
