@@ -4,7 +4,7 @@ A verdict is in the journal with its batch; its dead letter is produced after th
 journal order. How far this has got goes into a later journal record (``dead_letters_through``), so the next
 owner of the partition emits what a crash left out, reading the originals again by offset.
 
-Cost: one produce a rejected record; at most ``BACKLOG`` journal records wait in memory.
+Cost: one produce a rejected record; in memory wait at most ``BACKLOG`` and one batch's.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ __all__ = ["VerdictEmitter"]
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 64
+BACKLOG = 10_000  # rejected records, with their originals
 RETRY_S = 1.0
 
 
@@ -61,7 +61,9 @@ class VerdictEmitter:
         self._dead_letters = dead_letters
         self._source = source
         self._topic_names = topic_names
-        self._work: asyncio.Queue[_Work] = asyncio.Queue(BACKLOG)
+        self._work: asyncio.Queue[_Work] = asyncio.Queue()
+        self._n_waiting = 0
+        self._has_room = asyncio.Event()
         self.through = 0  # every verdict of a journal record with a smaller offset is emitted
         self._queued = 0  # ... or queued
 
@@ -70,7 +72,11 @@ class VerdictEmitter:
     ) -> None:
         """Queue the verdicts of one journal record; waits while too many are queued."""
         self._queued = journal_offset + 1
-        await self._work.put(_Work(journal_offset + 1, topic, verdicts, records))
+        while self._n_waiting >= BACKLOG:
+            self._has_room.clear()
+            await self._has_room.wait()
+        self._n_waiting += len(verdicts)
+        self._work.put_nowait(_Work(journal_offset + 1, topic, verdicts, records))
 
     async def put_pending(self, pending: Sequence[PendingVerdicts]) -> None:
         """Queue what an earlier owner, or an earlier claim of this one, may not have emitted.
@@ -99,6 +105,8 @@ class VerdictEmitter:
                     )
                     await asyncio.sleep(RETRY_S)
             self.through = work.through
+            self._n_waiting -= len(work.verdicts)
+            self._has_room.set()
 
     async def _emit(self, work: _Work) -> None:
         topic = self._topic_names[work.topic]
