@@ -95,8 +95,7 @@ async def rig(settings: Settings, network: Network, folder: Path) -> AsyncIterat
             made.worker.kill()
 
 
-@pytest.mark.parametrize("slow_role", ["journal", "exposures"])
-@pytest.mark.parametrize("mode", ["delay", "blackhole"])
+@pytest.mark.parametrize(("mode", "slow_role"), [("blackhole", "journal"), ("delay", "exposures")])
 async def test_a_slow_leader_holds_up_its_own_partition_only(
     topic_prefix: str, tmp_path: Path, mode: Mode, slow_role: TopicName
 ) -> None:
