@@ -176,7 +176,7 @@ def _letter_problems(
     original = sources.records.get(where)
     if original is None:
         return [f"{where}: dead letter of a record that never was"]
-    if letter.value is None and letter.key is None and "deleted by retention" in letter.message:
+    if letter.value is None and not letter.key and "deleted by retention" in letter.message:
         return []
     is_cut = letter.value is not None and len(original.value or b"") > len(letter.value)
     same = (
