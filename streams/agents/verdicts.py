@@ -24,7 +24,7 @@ __all__ = ["VerdictEmitter"]
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 10_000  # rejected records, with their originals
+BACKLOG = 40_000  # rejected records, with their originals
 RETRY_S = 1.0
 
 
