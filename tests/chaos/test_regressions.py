@@ -160,7 +160,7 @@ async def test_sigterm_in_the_middle_of_a_backlog_finishes_the_batch_in_hand(
     async with Installation(settings) as installation, JournalWatch(settings) as watch:
         await installation.define(records)
         traffic = Traffic(seed=8, start_ms=start, n_partitions=settings.partitions)
-        produced = await installation.produce(traffic.records(20_000, hours=6))
+        produced = await installation.produce(traffic.records(8_000, hours=6))
         worker = WorkerHandle(settings, "w1", tmp_path, roles="join")
         worker.start()
         try:
