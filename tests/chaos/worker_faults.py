@@ -172,7 +172,7 @@ async def disk_full(world: World, fault: Fault, pick: random.Random) -> None:
         world.note("disk-full", how="tmpfs", worker=member.name, free_bytes=free)
         await asyncio.sleep(fault.seconds)
     finally:
-        ballast.unlink()
+        ballast.unlink(missing_ok=True)  # a worker's whole folder may have been deleted meanwhile
 
 
 def _fill(ballast: Path) -> None:
