@@ -15,7 +15,7 @@ from aiokafka.structs import TopicPartition
 from streams import cli
 from streams.allocations import Allocation, ArmAllocation, encode_allocation
 from streams.commands.doctor import to_text
-from streams.config import Settings
+from streams.config import TOPIC_NAMES, Settings
 from streams.connection import Offer
 from streams.counts import CountsKey, Order, ProgressRecord, encode_key, encode_progress
 from streams.deadletters import DeadLetter, DeadLetterProducer
@@ -142,7 +142,7 @@ async def test_missing_and_wrong_topics_and_no_check_breaks_on_them(settings: Se
     other = settings.model_copy(update={"topic_prefix": settings.topic_prefix + "other-"})
     found = [f async for f in diagnose(other, now_ms)]
     topics = [f for f in found if f.check == "topics"]
-    assert [(f.level, f.what) for f in topics] == [(Level.FAIL, "missing")] * 8
+    assert [(f.level, f.what) for f in topics] == [(Level.FAIL, "missing")] * len(TOPIC_NAMES)
     await create_topics(other.model_copy(update={"partitions": 3}))
     found += [f async for f in diagnose(other, now_ms)]
     assert any("3 partitions" in f.what and f.action for f in found if f.check == "topics")
