@@ -162,6 +162,32 @@ class Parameters:
             raise DefinitionError(f"{self._path}.{name}", f"{value!r} is not one of {', '.join(options)}")
         return value
 
+    def whole(self, name: str, default: int, *, low: int, high: int) -> int:
+        """Read a whole number from ``low`` to ``high``."""
+        value = self.number(name, default, low=low, high=high)
+        if value != int(value):
+            raise DefinitionError(f"{self._path}.{name}", f"{value!r} is not a whole number")
+        return int(value)
+
+    def pairs(self, name: str) -> tuple[tuple[str, str], ...] | None:
+        """Read a list of pairs of different names, no pair twice; None if it is left out."""
+        self._read.add(name)
+        value = self._values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple):
+            raise DefinitionError(f"{self._path}.{name}", f"{value!r} is not a list of pairs of names")
+        found: list[tuple[str, str]] = []
+        for at, pair in enumerate(value):
+            path = f"{self._path}.{name}[{at}]"
+            is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+            if not is_pair or not all(isinstance(each, str) for each in pair) or pair[0] == pair[1]:
+                raise DefinitionError(path, f"{pair!r} is not a pair of two different names")
+            if (pair[0], pair[1]) in found or (pair[1], pair[0]) in found:
+                raise DefinitionError(path, f"{pair!r} stands there twice")
+            found.append((pair[0], pair[1]))
+        return tuple(found)
+
     def flag(self, name: str, default: bool) -> bool:
         """Read true or false."""
         self._read.add(name)

@@ -14,7 +14,9 @@ import numpy as np
 
 from bandit_core.policies.base import Evidence, Need, Parameters, PolicyWeights
 
-__all__ = ["Contextual"]
+__all__ = ["INTERVAL_DAYS_MAX", "Contextual"]
+
+INTERVAL_DAYS_MAX = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,16 @@ class Contextual:
     ----------
     mode : {"gibbs", "laplace"}
         How the model is fitted.
+    interactions : tuple of (str, str), optional
+        Pairs of features and factors whose combinations have effects of their own; None for every feature
+        with every factor.
+    interval_days : int
+        Effects of so many past days, and of all time before them; 0 for none.
     """
 
     mode: str = "laplace"
+    interactions: tuple[tuple[str, str], ...] | None = None
+    interval_days: int = 0
 
     name: ClassVar[str] = "contextual"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PROBABILITY_BEST})
@@ -35,10 +44,12 @@ class Contextual:
 
     @classmethod
     def from_parameters(cls, parameters: Parameters) -> Self:
-        """``mode``."""
+        """``mode``, ``interactions``, ``interval_days``."""
         mode = parameters.choice("mode", "laplace", ("gibbs", "laplace"))
+        interactions = parameters.pairs("interactions")
+        interval_days = parameters.whole("interval_days", 0, low=0, high=INTERVAL_DAYS_MAX)
         parameters.finish()
-        return cls(mode)
+        return cls(mode, interactions, interval_days)
 
     def choose(self, evidence: Evidence, rng: np.random.Generator) -> PolicyWeights:  # noqa: ARG002 - protocol
         """P(best) of each arm in each segment; draws nothing."""

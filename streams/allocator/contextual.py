@@ -13,7 +13,7 @@ Cost: tenths of a second by Laplace, seconds by Gibbs; always in a process of th
 meanwhile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Self
 
@@ -28,13 +28,16 @@ from bandit_core.policies.contextual import Contextual
 from bandit_core.posteriors import BetaPosterior
 from bandit_core.shares import ArmStatus, ShareSettings
 from streams.allocator.history import MICRO
-from streams.allocator.inputs import ContextInputs, Inputs
+from streams.allocator.inputs import Inputs
+from streams.allocator.segment_counts import ContextInputs
 from streams.experiments.definition import Feature
 from streams.join.segments import Segmenter
 
 __all__ = ["Averaged", "Segmented", "allocate_by_segment", "segment_names"]
 
 N_DRAWS = 1000
+LONE_ARMS = "arm"
+"""What definitions call the factor of the arms that are no combination of factors."""
 
 
 class Segmented(NamedTuple):
@@ -71,15 +74,21 @@ def _features(context: ContextInputs) -> tuple[CoreFeature, ...]:
     return tuple(CoreFeature(name, levels) for name, levels in context.features)
 
 
-def _design(context: ContextInputs, arm_ids: Sequence[str]) -> Design:
+def _design(context: ContextInputs, arm_ids: Sequence[str], policy: Contextual) -> Design:
     """Features, factors, and as one factor more the arms that are no combination of these."""
     features = _features(context)
     factors = tuple(CoreFeature(f"factor {name}", levels) for name, levels in context.factors)
     # In the arms' order: the mapping is sorted where it was read from a record.
     if alone := tuple(arm_id for arm_id in arm_ids if not any(context.levels[arm_id])):
         factors = (*factors, CoreFeature("the arm", alone))
-    pairs = tuple((feature.name, factor.name) for feature in features for factor in factors)
-    return Design(features, factors, interactions=pairs)
+    if policy.interactions is None:
+        pairs = tuple((feature.name, factor.name) for feature in features for factor in factors)
+    else:
+        names = {factor.name.removeprefix("factor "): factor.name for factor in factors}
+        names |= {LONE_ARMS: "the arm"} if alone else {}
+        names |= {feature.name: feature.name for feature in features}
+        pairs = tuple((names[a], names[b]) for a, b in policy.interactions if a in names and b in names)
+    return Design(features, factors, interactions=pairs, n_intervals=len(context.days))
 
 
 def segment_names(context: ContextInputs) -> tuple[str, ...]:
@@ -115,19 +124,17 @@ def allocate_by_segment(
         raise ValueError("features: there is none; contextual needs at least one")
     arm_ids = [arm.arm_id for arm in inputs.arms]
     names = segment_names(context)
-    trials = np.zeros((len(names), len(arm_ids)))
-    rewards = np.zeros_like(trials)
-    for row, name in enumerate(names):
-        for arm, cell in enumerate(context.segments.get(name, ())):
-            trials[row, arm] = cell[0]
-            rewards[row, arm] = min(max(cell[1] / MICRO, 0.0), cell[0])
+    by_day = [_cells(day, names, len(arm_ids)) for day in context.days or (context.segments,)]
+    trials = np.stack([day[0] for day in by_day])
+    rewards = np.stack([day[1] for day in by_day])
     trials *= _worth(posterior.data_trials[0], [arm.trials for arm in inputs.arms])
     rewards *= _worth(posterior.data_successes[0], [arm.value_micros / MICRO for arm in inputs.arms])
     rewards = np.minimum(rewards, trials)
-    design = _design(context, arm_ids)
+    design = _design(context, arm_ids, policy)
     levels = [_levels(context, arm_id, len(design.factors)) for arm_id in arm_ids]
     mode: Literal["gibbs", "laplace"] = "gibbs" if policy.mode == "gibbs" else "laplace"
     model = fit(design, trials, rewards, rng=rng, mode=mode, n_draws=N_DRAWS, arms=levels)
+    trials, rewards = trials.sum(axis=0), rewards.sum(axis=0)
     allocations = allocate_segments(
         policy,
         model,
@@ -148,6 +155,19 @@ def allocate_by_segment(
     leaders = winners(model, eligible=eligible, lower_is_better=inputs.lower_is_better)
     leader_ids = {name: arm_ids[arm] for name, arm in zip(names, leaders, strict=True)}
     return Segmented(weights, leader_ids, (traffic[:, None] * best).sum(axis=0))
+
+
+def _cells(
+    segments: Mapping[str, Sequence[tuple[int, int]]], names: Sequence[str], n_arms: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Trials and rewards of each segment and arm, both (n_segments, n_arms)."""
+    trials = np.zeros((len(names), n_arms))
+    rewards = np.zeros_like(trials)
+    for row, name in enumerate(names):
+        for arm, cell in enumerate(segments.get(name, ())):
+            trials[row, arm] = cell[0]
+            rewards[row, arm] = min(max(cell[1] / MICRO, 0.0), cell[0])
+    return trials, rewards
 
 
 def _levels(context: ContextInputs, arm_id: str, n_factors: int) -> tuple[str, ...]:

@@ -27,8 +27,10 @@ from streams.allocator.packing import (
     Row,
     increments_of,
     lags_of_lump,
+    last_hour_of,
     pack,
     shortened,
+    sum_of_rows,
     unpack,
 )
 from streams.counts import CellRow, CountsKey, ProgressRecord, decode_key, decode_progress, decode_rows
@@ -37,6 +39,7 @@ from streams.join.cells import Group, View
 __all__ = ["LAG_MAX_HOURS", "ArmCounts", "CountsState", "Period"]
 
 LAG_MAX_HOURS = 168
+DAY_HOURS = 24
 """Lags are told apart up to a week; later conversions count as of that lag."""
 
 
@@ -246,7 +249,7 @@ class CountsState:
         known = experiment.records.get(place)
         if known is not None and order <= unpack(known).order:
             return False
-        packed = Packed(order, _last_hour(key.bucket, rows), self._packed_rows(experiment, rows))
+        packed = Packed(order, last_hour_of(key.bucket, rows), self._packed_rows(experiment, rows))
         experiment.replace(place, pack(packed))
         return True
 
@@ -261,7 +264,7 @@ class CountsState:
             if slot is None:
                 slot = experiment.new_slot(name)
             known = merged.get(slot)
-            merged[slot] = row if known is None else _sum(known, row)
+            merged[slot] = row if known is None else sum_of_rows(known, row)
         return tuple([Row(slot, row.trials, tuple(map(shortened, row.lags))) for slot, row in merged.items()])
 
     def _remove(self, key: CountsKey) -> bool:
@@ -324,6 +327,38 @@ class CountsState:
             if any(total):
                 found.setdefault(name.segment, {})[name.arm_id] = total
         return found
+
+    def by_segment_and_day(
+        self, experiment_id: str, version: int, metric: str, hour: int, *, n_days: int
+    ) -> list[dict[str, dict[str, ArmCounts]]]:
+        """Tell :meth:`by_segment` apart by the day of the exposure.
+
+        Returns
+        -------
+        list of dict
+            ``n_days + 1`` of them: the last 24 hours before ``hour``, those before them, and so on; what is
+            older than all of them stands in the last one.
+        """
+        older = self.by_segment(experiment_id, version, metric, hour)
+        experiment = self._experiments.get(experiment_id)
+        if experiment is None:
+            return [{} for _ in range(n_days + 1)]
+        wanted = (self._views[0], version, metric)
+        slots = {slot: name for slot, name in enumerate(experiment.names) if name[:3] == wanted}
+        days: list[dict[str, dict[str, ArmCounts]]] = []
+        for day in range(n_days):
+            sums: dict[_Slot, HourSums] = {}
+            for bucket in range(hour - DAY_HOURS * (day + 1), hour - DAY_HOURS * day):
+                for row in experiment.rows_of(bucket):
+                    if row.slot in slots:
+                        sums.setdefault(slots[row.slot], HourSums()).add(row, bucket, hour)
+            days.append({})
+            for name, found in sums.items():
+                counts = ArmCounts(found.trials, *found.total())
+                days[day].setdefault(name.segment, {})[name.arm_id] = counts
+                arms = older.setdefault(name.segment, {})
+                arms[name.arm_id] = _less(arms.get(name.arm_id), counts)
+        return [*days, older]
 
     def _slots_as_of(
         self, experiment_id: str, version: int, metric: str, hour: int, view: View | None
@@ -451,19 +486,8 @@ def _older(
     return result
 
 
-def _sum(one: CellRow, other: CellRow) -> CellRow:
-    """Cell of both; of their keys only what is common to them means anything."""
-    lags = {lag[0]: lag for lag in one.lags}
-    for lag, successes, value, value_sq in other.lags:
-        _, *before = lags.get(lag, (lag, 0, 0, 0))
-        lags[lag] = (lag, before[0] + successes, before[1] + value, before[2] + value_sq)
-    return one._replace(trials=one.trials + other.trials, lags=tuple(lags.values()))
-
-
-def _last_hour(bucket: int, rows: tuple[CellRow, ...]) -> int:
-    if not rows:
-        return -1
-    return bucket + max([lag[0] for row in rows for lag in row.lags[-1:]], default=0)  # lags are sorted
+def _less(one: ArmCounts | None, other: ArmCounts) -> ArmCounts:
+    return ArmCounts(*(a - b for a, b in zip(one or (0, 0, 0, 0), other, strict=True)))
 
 
 def _plus(one: ArmCounts | None, other: ArmCounts) -> ArmCounts:

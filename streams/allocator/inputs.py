@@ -9,7 +9,7 @@ Cost: O(arms), besides reading the counts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -17,16 +17,15 @@ from msgspec import Struct
 
 from bandit_core.shares import ArmStatus
 from streams.allocations import Allocation, Trigger
-from streams.allocator.counts_state import LAG_MAX_HOURS, ArmCounts
+from streams.allocator.counts_state import DAY_HOURS, LAG_MAX_HOURS, ArmCounts
 from streams.allocator.history import MICRO, pack_history
 from streams.allocator.packing import Period
+from streams.allocator.segment_counts import ContextInputs, SegmentCounts, context_inputs
 from streams.experiments.definition import (
-    Arm,
     Counting,
     Delay,
     ExperimentRecord,
     ExperimentStatus,
-    Factor,
     Policy,
     ValueModel,
 )
@@ -37,7 +36,6 @@ __all__ = [
     "ArmBefore",
     "ArmInputs",
     "Before",
-    "ContextInputs",
     "CountsSource",
     "Frozen",
     "GuardrailInputs",
@@ -60,7 +58,6 @@ ENGINE = 4
 PERIODS_MAX_HOURS = 672  # compared hour by hour: four weeks
 HISTORY_MAX_HOURS = 2160
 HALF_LIVES = 10  # beyond them a count is worth less than a thousandth
-DAY_HOURS = 24
 _NOTHING = ArmCounts(0, 0, 0, 0)
 
 
@@ -120,18 +117,6 @@ class GuardrailInputs(Struct, frozen=True, kw_only=True):
     cap_micros: int
     lower_is_better: bool
     history: str = ""
-
-
-class ContextInputs(Struct, frozen=True, kw_only=True):
-    """Counts by segment: per arm trials and sum of rewards; names and levels are as in the definition.
-
-    An arm that is no combination of the factors has empty levels.
-    """
-
-    features: tuple[tuple[str, tuple[str, ...]], ...]
-    factors: tuple[tuple[str, tuple[str, ...]], ...]
-    levels: dict[str, tuple[str, ...]]
-    segments: dict[str, tuple[tuple[int, int], ...]] = {}
 
 
 class ArmBefore(Struct, frozen=True, kw_only=True):
@@ -255,19 +240,13 @@ def is_chained(record: ExperimentRecord) -> bool:
     )
 
 
-class CountsSource(Protocol):
+class CountsSource(SegmentCounts, Protocol):
     """What is asked of the counts as of a boundary; `CountsState` has it, and so have simulated counts."""
 
     def as_of(
         self, experiment_id: str, version: int, metric: str, hour: int, *, view: View | None = None
     ) -> Mapping[str, ArmCounts]:
         """Everything dated before the hour, per arm."""
-        ...
-
-    def by_segment(
-        self, experiment_id: str, version: int, metric: str, hour: int
-    ) -> Mapping[str, Mapping[str, ArmCounts]]:
-        """Tell it apart by segment."""
         ...
 
     def periods(
@@ -301,9 +280,7 @@ def gather_inputs(
         history = pack_history(hours, arm_ids)
     # The first table waits for no model, and before there are counts there is nothing to fit.
     if record.policy.algorithm == "contextual" and record.status == "live" and last is not None:
-        by_segment = counts.by_segment(name, version, metric, hour)
-        if any(arm.trials for arms in by_segment.values() for arm in arms.values()):
-            context = _context(record, counting, by_segment)
+        context = context_inputs(record, counting, counts, hour)
     for guardrail in counting.guardrails if record.status == "live" else ():
         if guardrail.margin is not None:
             hours = counts.periods(
@@ -417,30 +394,6 @@ def inputs_of(
         lifecycle=LifecycleInputs(**msgspec.structs.asdict(policy.lifecycle)),
         before=_before(last, counting),
     )
-
-
-def _context(
-    record: ExperimentRecord, counting: Counting, counts: Mapping[str, Mapping[str, ArmCounts]]
-) -> ContextInputs:
-    arms = record.arms
-    segments = {}
-    for segment in sorted(counts):
-        found = [counts[segment].get(arm.arm_id, _NOTHING) for arm in arms]
-        segments[segment] = tuple((got.trials, got.value_micros) for got in found)
-    factors = record.factors if any(arm.levels for arm in arms) else ()
-    return ContextInputs(
-        features=tuple((each.name, each.levels) for each in sorted(counting.features, key=lambda f: f.name)),
-        factors=tuple((factor.name, factor.levels) for factor in factors),
-        levels={arm.arm_id: _levels(arm, factors) for arm in arms},
-        segments=segments,
-    )
-
-
-def _levels(arm: Arm, factors: Sequence[Factor]) -> tuple[str, ...]:
-    """Levels of an arm; empty ones where it is no combination of the factors."""
-    levels = tuple(arm.levels.get(factor.name, "") for factor in factors)
-    known = all(level in factor.levels for level, factor in zip(levels, factors, strict=True))
-    return levels if known else ("",) * len(factors)
 
 
 def _frozen(record: ExperimentRecord, last: Allocation | None) -> Frozen | None:

@@ -31,9 +31,9 @@ from bandit_core.lifecycle import (
     next_holdout,
 )
 from bandit_core.shares import ArmStatus
-from streams.allocator.counts_state import LAG_MAX_HOURS
+from streams.allocator.counts_state import DAY_HOURS, LAG_MAX_HOURS
 from streams.allocator.history import read_history
-from streams.allocator.inputs import DAY_HOURS, ArmBefore, Inputs
+from streams.allocator.inputs import ArmBefore, Inputs
 
 __all__ = ["advance_lives", "floor_of", "holdout_of", "lives_before"]
 

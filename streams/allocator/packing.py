@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from streams.counts import Order
+from streams.counts import CellRow, Order
 
 __all__ = [
     "HourSums",
@@ -20,8 +20,10 @@ __all__ = [
     "Row",
     "increments_of",
     "lags_of_lump",
+    "last_hour_of",
     "pack",
     "shortened",
+    "sum_of_rows",
     "unpack",
 ]
 
@@ -125,3 +127,19 @@ def lags_of_lump(known: list[int], sums: list[int]) -> tuple[tuple[int, int, int
         return ((0, 0, sums[1], sums[2]),) if any(sums) else ()
     (first, successes), *others = shown
     return ((first, successes, sums[1], sums[2]), *((lag, n, 0, 0) for lag, n in others))
+
+
+def sum_of_rows(one: CellRow, other: CellRow) -> CellRow:
+    """Cell of both; of their keys only what is common to them means anything."""
+    lags = {lag[0]: lag for lag in one.lags}
+    for lag, successes, value, value_sq in other.lags:
+        _, *before = lags.get(lag, (lag, 0, 0, 0))
+        lags[lag] = (lag, before[0] + successes, before[1] + value, before[2] + value_sq)
+    return one._replace(trials=one.trials + other.trials, lags=tuple(lags.values()))
+
+
+def last_hour_of(bucket: int, rows: Sequence[CellRow]) -> int:
+    """Hour of the newest thing in rows of exposures of the hour ``bucket``; -1 if there are none."""
+    if not rows:
+        return -1
+    return bucket + max([lag[0] for row in rows for lag in row.lags[-1:]], default=0)  # lags are sorted

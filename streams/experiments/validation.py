@@ -138,6 +138,7 @@ def _read_definition(document: object, problems: Problems) -> Definition:
     sticky: Literal["unit", "interval"] = reader.choice("sticky", "unit", Literal["unit", "interval"])
     counting = _read_counting(reader)
     check_context(policy, counting, len(arms), problems)
+    check_interactions(policy, counting, factors, problems)
     _check_model(policy, counting, problems)
     proposing = _read_proposing(reader.mapping("proposals"))
     effective_from_ms = read_instant(reader, "effective_from")
@@ -256,6 +257,22 @@ def _check_model(policy: Policy, counting: Counting, problems: Problems) -> None
     kind = counting.reward.kind
     if policy.learning.model != "hurdle" and kind != "value":
         problems.add("policy.learning.model", f"not used by kind {kind}; remove it, or use kind value")
+
+
+def check_interactions(
+    policy: Policy, counting: Counting, factors: tuple[Factor, ...], problems: Problems
+) -> None:
+    """Note a problem if a contextual model is to have effects of what is neither feature nor factor."""
+    names = [feature.name for feature in counting.features] + [factor.name for factor in factors]
+    names += [] if factors else ["arm"]
+    pairs = policy.parameters.get("interactions") if policy.algorithm == "contextual" else None
+    for at, pair in enumerate(pairs if isinstance(pairs, list | tuple) else ()):
+        for name in pair if isinstance(pair, list | tuple) else ():
+            if name not in names:
+                problems.add(
+                    f"policy.parameters.interactions[{at}]",
+                    f"{name!r} is neither a feature nor a factor; there are {', '.join(names)}",
+                )
 
 
 def check_context(policy: Policy, counting: Counting, n_arms: int, problems: Problems) -> None:

@@ -22,7 +22,7 @@ from bandit_core.contextual import Feature as CoreFeature
 from streams.allocations import Allocation, ArmAllocation
 from streams.allocator.contextual import segment_names
 from streams.allocator.history import MICRO
-from streams.allocator.inputs import ContextInputs
+from streams.allocator.segment_counts import ContextInputs
 from streams.experiments.definition import ExperimentRecord, Proposal
 from streams.experiments.validation import CELLS_MAX
 

@@ -72,6 +72,12 @@ class RunCounts:
             for row, name in enumerate(world.segment_names)
         }
 
+    def by_segment_and_day(
+        self, experiment_id: str, version: int, metric: str, hour: int, *, n_days: int
+    ) -> list[Mapping[str, Mapping[str, ArmCounts]]]:
+        """Give everything as older than all days: simulated segments are not told apart by time."""
+        return [*({} for _ in range(n_days)), self.by_segment(experiment_id, version, metric, hour)]
+
     def periods(
         self,
         experiment_id: str,

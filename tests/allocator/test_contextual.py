@@ -230,6 +230,38 @@ def test_an_arm_that_is_no_combination_leaves_the_others_their_factors() -> None
     assert {weights[5] for weights in found.segments.values()} == {0.0}
 
 
+@pytest.mark.parametrize(
+    ("parameters", "is_told_apart"),
+    [({}, True), ({"interactions": [["device", "arm"]]}, True), ({"interactions": []}, False)],
+)
+def test_only_chosen_interactions_have_effects(parameters: dict[str, object], is_told_apart: bool) -> None:
+    policy = Policy(algorithm="contextual", parameters=parameters)
+    found = one(experiment(policy=policy), counted(OPPOSED))
+    for device, best in (("mobile", 0), ("desktop", 1)):
+        weight = found.segments[f"country=DE|device={device}"][best]
+        assert (weight > 0.9) is is_told_apart, weight
+
+
+@pytest.mark.parametrize(("interval_days", "is_misled"), [(0, True), (1, False)])
+def test_days_have_effects_of_their_own_where_wanted(interval_days: int, is_misled: bool) -> None:
+    """Equal arms; the day on which most saw b was a better one for both."""
+    state = CountsState()
+    for bucket, rate, trials in ((HOUR - 24, 0.05, (4000, 500)), (HOUR, 0.15, (500, 4000))):
+        cells = {}
+        for arm, n in zip("ab", trials, strict=True):
+            for segment in ("country=DE|device=mobile", "country=FR|device=desktop"):
+                key = CellKey("e", 1, "steering", "m", arm, segment, "bandit", 0, bucket)
+                won = round(n * rate)
+                cells[key] = Cell(n, 0, {0: LagCounts(won, won * 10**6, won * 10**12)})
+        place = CountsKey("e", 0, bucket)
+        state.absorb(encode_key(place), encode_counts(place, CountsRecord(Order(0, 0, 0), cells)))
+    policy = Policy(algorithm="contextual", parameters={"interval_days": interval_days})
+    found = one(experiment(policy=policy), state)
+    assert len(found.inputs["context"]["days"]) == (interval_days + 1 if interval_days else 0)
+    weight = found.segments["country=DE|device=mobile"][1]
+    assert (weight > 0.97) is is_misled, weight
+
+
 def test_a_stopped_arm_has_no_weight_in_any_segment() -> None:
     arms = (Arm(arm_id="a"), Arm(arm_id="b"), Arm(arm_id="c", status="stopped"))
     found = one(experiment(arms=arms), counted(OPPOSED))

@@ -141,6 +141,23 @@ def test_trials_count_by_exposure_and_successes_by_conversion_hour() -> None:
     assert (state.first_hour("e"), state.last_hour("e")) == (10, 12)
 
 
+def test_segments_are_told_apart_by_the_day_of_the_exposure() -> None:
+    state, hour = CountsState(), 100
+    for bucket, trials in ((99, 1), (76, 2), (75, 4), (52, 8), (51, 16), (3, 32)):
+        cells = {cell_key("a", bucket): Cell(trials, 0, {1: LagCounts(trials, trials, trials)})}
+        absorb(state, [(CountsKey("e", 0, bucket), CountsRecord(Order(1, 1, 1), cells))])
+    days = state.by_segment_and_day("e", 1, "click", hour, n_days=2)
+    # What was shown in the hour before has converted in the hour to come: not yet.
+    assert [day[""]["a"] for day in days] == [
+        ArmCounts(3, 2, 2, 2),
+        ArmCounts(12, 12, 12, 12),
+        ArmCounts(48, 48, 48, 48),
+    ]
+    assert state.by_segment_and_day("none", 1, "click", hour, n_days=1) == [{}, {}]
+    (whole,) = state.by_segment_and_day("e", 1, "click", hour, n_days=0)
+    assert whole == state.by_segment("e", 1, "click", hour)
+
+
 @pytest.mark.parametrize("hour", [0, 20])
 def test_a_zombies_late_record_changes_nothing(hour: int) -> None:
     key = CountsKey("e", 0, 10)

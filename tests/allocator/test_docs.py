@@ -15,7 +15,6 @@ from streams.allocator.inputs import (
     ArmBefore,
     ArmInputs,
     Before,
-    ContextInputs,
     Frozen,
     GuardrailInputs,
     Inputs,
@@ -25,6 +24,7 @@ from streams.allocator.inputs import (
     Stamp,
     inputs_in,
 )
+from streams.allocator.segment_counts import ContextInputs
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "allocations.md").read_text(encoding="utf-8")

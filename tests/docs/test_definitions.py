@@ -156,7 +156,8 @@ def test_algorithms_with_their_parameters_and_floors() -> None:
     for name, parameters, floor in rows:
         fields = {field.name: field.default for field in dataclasses.fields(cast("Any", POLICIES[name]))}
         documented = dict(re.findall(r"`(\w+)` `?([\w.]+)", parameters))
-        assert {key: str(value).removesuffix(".0") for key, value in fields.items()} == documented, name
+        defaults = {key: "none" if value is None else f"{value}" for key, value in fields.items()}
+        assert {key: value.removesuffix(".0") for key, value in defaults.items()} == documented, name
         assert float(floor) == POLICIES[name].default_floor
 
 

@@ -136,6 +136,41 @@ def test_weights_by_segment_need_features_few_cells_and_a_rate() -> None:
 
 
 @pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"interactions": [["device", "text"]]}, "interactions[0]: 'text' is neither a feature nor a factor"),
+        ({"interactions": [["device", "arm"], ["device"]]}, "interactions[1]: ['device'] is not a pair"),
+        ({"interactions": [["device", "device"]]}, "interactions[0]: ['device', 'device'] is not a pair"),
+        (
+            {"interactions": [["device", "arm"], ["arm", "device"]]},
+            "interactions[1]: ['arm', 'device'] stands",
+        ),
+        ({"interactions": "all"}, "interactions: 'all' is not a list of pairs of names"),
+        ({"interval_days": 29}, "interval_days: 29 is not in [0, 28]"),
+        ({"interval_days": 1.5}, "interval_days: 1.5 is not a whole number"),
+    ],
+)
+def test_effects_of_a_contextual_model_are_of_what_there_is(
+    parameters: dict[str, object], problem: str
+) -> None:
+    policy = {"algorithm": "contextual", "parameters": parameters}
+    (found,) = problems_of(small(policy=policy, features={"device": ["mobile"]}))
+    assert found.startswith(f"policy.parameters.{problem}")
+
+
+def test_effects_of_a_contextual_model_may_be_chosen() -> None:
+    parameters = {"interactions": [["device", "colour"], ["device", "country"]], "interval_days": 7}
+    text = small(
+        policy={"algorithm": "contextual", "parameters": parameters},
+        features={"device": ["mobile"], "country": ["DE"]},
+        factors={"colour": ["red", "green"]},
+        arms=None,
+        control="red",
+    )
+    assert parse_definition(text).policy.parameters == parameters
+
+
+@pytest.mark.parametrize(
     ("policy", "problem"),
     [
         (
