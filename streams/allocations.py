@@ -80,6 +80,7 @@ class Allocation(Struct, frozen=True, kw_only=True):
     arms: tuple[ArmAllocation, ...]
     segments: dict[str, tuple[float, ...]] = {}
     segment_best: dict[str, str] = {}  # arm most probably best in each segment, among those with traffic
+    model_fit: dict[str, float] = {}  # of a contextual model: r_hat and ess, the worst of all coefficients
     state: AllocationState = "trained"
     warnings: tuple[str, ...] = ()
     inputs: dict[str, Any] = {}  # all that is needed to compute the table again, byte for byte

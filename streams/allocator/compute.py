@@ -303,9 +303,10 @@ def _published(row: _Prepared, posterior: BetaPosterior) -> Allocation:
     return msgspec.structs.replace(
         made,
         default_arm=default_arm,
-        warnings=row.warnings,
+        warnings=row.warnings + (segmented.warnings() if segmented is not None else ()),
         segments=shares.segments,
         segment_best=shares.segment_best,
+        model_fit=segmented.fit if segmented is not None else {},
     )
 
 

@@ -36,16 +36,31 @@ from streams.join.segments import Segmenter
 __all__ = ["Averaged", "Segmented", "allocate_by_segment", "segment_names"]
 
 N_DRAWS = 1000
+R_HAT_MAX, ESS_MIN = 1.05, 100.0  # beyond them P(best) is off by more than a few hundredths
 LONE_ARMS = "arm"
 """What definitions call the factor of the arms that are no combination of factors."""
 
 
 class Segmented(NamedTuple):
-    """What a fit gives: per segment weights (the second stage) and the best arm, and the policy's average."""
+    """What a fit gives: per segment weights (the second stage) and the best arm, and the policy's average.
+
+    ``fit`` says how far the draws can be trusted: the worst ``r_hat`` and ``ess`` of all coefficients.
+    """
 
     weights: dict[str, tuple[float, ...]]
     best: dict[str, str]
     average: NDArray[np.float64]
+    fit: dict[str, float]
+
+    def warnings(self) -> tuple[str, ...]:
+        """Say what is wrong with the draws."""
+        if self.fit["r_hat"] <= R_HAT_MAX and self.fit["ess"] >= ESS_MIN:
+            return ()
+        text = (
+            f"the contextual model's chains have not settled: R-hat {self.fit['r_hat']:.3f}, effective sample"
+            f" size {self.fit['ess']:.0f}; use fewer interactions, or mode laplace"
+        )
+        return (text,)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +169,8 @@ def allocate_by_segment(
     weights = {name: each.shares.rest for name, each in zip(names, allocations, strict=True)}
     leaders = winners(model, eligible=eligible, lower_is_better=inputs.lower_is_better)
     leader_ids = {name: arm_ids[arm] for name, arm in zip(names, leaders, strict=True)}
-    return Segmented(weights, leader_ids, (traffic[:, None] * best).sum(axis=0))
+    quality = {"r_hat": model.draws.r_hat, "ess": model.draws.ess}
+    return Segmented(weights, leader_ids, (traffic[:, None] * best).sum(axis=0), quality)
 
 
 def _cells(

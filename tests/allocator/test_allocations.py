@@ -50,7 +50,7 @@ GOLDEN = (
     '"selection_probability":0.81,"probability_best":1e-12,"mean":0.30000000000000004,'
     '"interval":[0.0,1.0],"trials":1180591620717411303424,"successes":3,'
     '"effective_trials":0.0,"intervals_incubated":0,"intervals_below":0,"against_rest":[0.0,0.0]}],'
-    '"segments":{},"segment_best":{},'
+    '"segments":{},"segment_best":{},"model_fit":{},'
     '"state":"trained","warnings":[],"inputs":{"a":{"b":null,"y":1.5},"z":1}}'
 ).encode()
 
@@ -63,7 +63,7 @@ def test_golden_bytes() -> None:
 def test_fields_added_later_are_ignored_and_defaults_fill_those_left_out() -> None:
     raw = msgspec.json.decode(GOLDEN)
     raw["added_later"] = {"x": 1}
-    for name in ("segments", "segment_best", "state", "inputs"):
+    for name in ("segments", "segment_best", "model_fit", "state", "inputs"):
         del raw[name]
     expected = msgspec.structs.replace(ALLOCATION, inputs={})
     assert decode_allocation(msgspec.json.encode(raw)) == expected

@@ -1,12 +1,13 @@
 """Weights by segment: from cells with segments to the arm that an edge shows."""
 
 import msgspec
+import numpy as np
 import pytest
 
 from bandit_core.policies.base import DefinitionError, Parameters
 from streams.allocations import Allocation, decode_allocation, encode_allocation
 from streams.allocator.compute import Job, Stamp, compute, inputs_in
-from streams.allocator.contextual import Averaged
+from streams.allocator.contextual import Averaged, Segmented
 from streams.allocator.counts_state import CountsState
 from streams.allocator.inputs import gather_inputs
 from streams.allocator.pool import ComputePool
@@ -260,6 +261,24 @@ def test_days_have_effects_of_their_own_where_wanted(interval_days: int, is_misl
     assert len(found.inputs["context"]["days"]) == (interval_days + 1 if interval_days else 0)
     weight = found.segments["country=DE|device=mobile"][1]
     assert (weight > 0.97) is is_misled, weight
+
+
+@pytest.mark.parametrize("mode", ["laplace", "gibbs"])
+def test_an_allocation_says_how_far_its_model_can_be_trusted(mode: str) -> None:
+    policy = Policy(algorithm="contextual", parameters={"mode": mode})
+    found = one(experiment(policy=policy), counted(OPPOSED, trials=200))
+    assert found.model_fit.keys() == {"r_hat", "ess"}
+    assert 0.99 < found.model_fit["r_hat"] < 1.05
+    assert found.model_fit["ess"] > 100
+    assert not [text for text in found.warnings if "chains" in text]
+
+
+def test_chains_that_have_not_settled_are_told() -> None:
+    settled = Segmented({}, {}, np.ones(2), {"r_hat": 1.01, "ess": 400.0})
+    assert settled.warnings() == ()
+    for fit in ({"r_hat": 1.2, "ess": 400.0}, {"r_hat": 1.0, "ess": 20.0}):
+        (said,) = settled._replace(fit=fit).warnings()
+        assert f"R-hat {fit['r_hat']:.3f}" in said
 
 
 def test_a_stopped_arm_has_no_weight_in_any_segment() -> None:
