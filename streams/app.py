@@ -145,16 +145,21 @@ class _WorkerProcess:
                 try:
                     await self._start(stack)
                     error = await self._ended
-                    log.info("worker %s ends", self.settings.worker_id)
                 except BanditError as failure:
                     error = failure
+                # Said before anything is stopped: what does not stop may cost the process its last words.
+                self._say_why(error)
                 self._bound_the_end(0 if error is None else 1)
         except BanditError as failure:
+            self._say_why(failure)
             error = failure
+        return 0 if error is None else 1
+
+    def _say_why(self, error: BaseException | None) -> None:
         if error is None:
-            return 0
-        log.error("worker %s: %s", self.settings.worker_id, error, exc_info=_trace(error))
-        return 1
+            log.info("worker %s ends", self.settings.worker_id)
+        else:
+            log.error("worker %s: %s", self.settings.worker_id, error, exc_info=_trace(error))
 
     async def _start(self, stack: AsyncExitStack) -> None:
         if "join" in self.roles:

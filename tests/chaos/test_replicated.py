@@ -188,7 +188,7 @@ async def test_a_partition_that_does_not_move_makes_the_worker_not_ready_and_end
             assert 503 in seen
             assert made.worker.process is not None
             assert made.worker.process.returncode == 1
-            said = made.worker.tail(3)
+            said = made.worker.tail(200)
             assert f"partition-{SLOW}" in said
             assert "no progress for" in said
             network.slow(2, "pass")
