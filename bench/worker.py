@@ -19,7 +19,7 @@ from streams.embedded.probe import free_port
 from streams.topics import admin_client, create_topics
 
 POLL_S = 0.05
-DRAIN_POLL_S = 0.5
+DRAIN_POLL_S = 2.0  # a page of metrics costs the worker 10 ms
 STOP_DEADLINE_S = 60.0
 START = "import sys; from streams.cli import main; sys.exit(main())"
 OWN_TOPICS: tuple[TopicName, ...] = ("journal", "counts", "allocation-log", "allocations", "dead-letters")

@@ -206,7 +206,7 @@ class Settings(BaseSettings):
         default=0, ge=0, le=10, description="Warm copies of each partition on other workers."
     )
     batch_max_records: int = Field(
-        default=4000, ge=1, le=1_000_000, description="Most source records in one batch."
+        default=8000, ge=1, le=1_000_000, description="Most source records in one batch."
     )
     batch_max_bytes: int = Field(default=MIB, ge=1024, description="Most source bytes in one batch.")
     compiled_kernel: bool = Field(

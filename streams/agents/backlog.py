@@ -5,7 +5,7 @@ is read long before its exposures makes each of them a recount of its unit. In a
 drift apart by hours, since a fetch of the thinner one covers more time. So conversions are read up to the
 event time that the exposures have reached, and exposures at most a batch ahead of them. A conversion that
 waits for exposures of its time and was appended long before those in hand, is read at last: one dated in the
-future holds nothing up.
+future holds nothing up. Nor do exposures that are in their topic and do not come, after a few seconds.
 
 Cost: a dozen conversions decoded a batch, to find where it ends.
 """
@@ -25,8 +25,8 @@ from streams.transport import Chunk
 __all__ = ["Backlog", "Opened"]
 
 QUEUED_CHUNKS = 2  # of a topic, beside the one in work, before it is left out of fetches
-OTHER_WAIT_S = 0.2
-ALONE_S = 1.0
+ALONE_AFTER_S = 5.0
+"""Conversions wait this long for exposures that are in the topic and do not come, once until some come."""
 APPENDED_BEFORE_MS = 60_000
 EARLY_RECORDS = 250  # conversions read at a time before exposures of their time
 
@@ -54,18 +54,23 @@ class Backlog:
         self._queued: dict[str, deque[Chunk]] = {topic: deque() for topic in SOURCES}
         self._opened: dict[str, Opened] = {}
         self._arrived = asyncio.Event()
-        self._alone_until_s = 0.0
+        self._lacking_since_s: float | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is in hand."""
         return not self._opened and not any(self._queued.values())
 
-    def lacks_exposures(self, reached_ms: int) -> bool:
-        """Whether only conversions are in hand, and they are of a time that exposures have not reached."""
+    def waits_for_exposures(self, reached_ms: int) -> bool:
+        """Whether only conversions are in hand, of a time that exposures have not reached but may soon."""
         if len(self._opened) != 1 or "conversions" not in self._opened:
             return False
-        return _event_ms(self._opened["conversions"].head) > reached_ms
+        if _event_ms(self._opened["conversions"].head) <= reached_ms:
+            return False
+        now_s = time.monotonic()
+        if self._lacking_since_s is None:
+            self._lacking_since_s = now_s
+        return now_s - self._lacking_since_s < ALONE_AFTER_S
 
     def is_full(self, topic: str) -> bool:
         """Whether a topic need not be fetched now."""
@@ -75,6 +80,8 @@ class Backlog:
         """Add a chunk."""
         self._queued[topic].append(chunk)
         self._arrived.set()
+        if topic == "exposures":
+            self._lacking_since_s = None
 
     def clear(self) -> None:
         """Forget everything: the consumer seeks."""
@@ -91,18 +98,6 @@ class Backlog:
         except TimeoutError:
             return False
         return True
-
-    async def wait_for(self, topic: str) -> None:
-        """Wait a moment for a topic with lag; after waiting in vain, not again for a while."""
-        end_s = time.monotonic() + OTHER_WAIT_S
-        if self._alone_until_s > end_s - OTHER_WAIT_S:
-            return
-        while not self._queued[topic]:
-            left_s = end_s - time.monotonic()
-            if left_s <= 0:
-                self._alone_until_s = end_s + ALONE_S
-                return
-            await self.wait(left_s)
 
     def next_chunk(self, topic: str) -> Chunk | None:
         """Take the next chunk of a topic out, if none of it is in work."""

@@ -309,10 +309,9 @@ class PartitionRunner:
             while (chunk := backlog.next_chunk(topic)) is not None:
                 backlog.open(topic, await self._open(chunk))
             self._set_busy(topic, backlog.is_full(topic))
-        if backlog.lacks_exposures(self._reached_ms()) and self.progress.lag_records("exposures"):
-            await backlog.wait_for("exposures")
-            if (chunk := backlog.next_chunk("exposures")) is not None:
-                backlog.open("exposures", await self._open(chunk))
+        if self.progress.lag_records("exposures") and backlog.waits_for_exposures(self._reached_ms()):
+            await backlog.wait(TICK_S)
+            return None
         return backlog.next_topic(self._reached_ms())
 
     def _reached_ms(self) -> int:

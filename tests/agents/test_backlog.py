@@ -4,8 +4,11 @@ import json
 
 import pytest
 
-from streams.agents.backlog import APPENDED_BEFORE_MS, EARLY_RECORDS, Backlog, Opened
+from streams.agents.backlog import ALONE_AFTER_S, APPENDED_BEFORE_MS, EARLY_RECORDS, Backlog, Opened
 from streams.join.step import SourceRecord
+from streams.transport import Chunk
+
+CHUNK = Chunk(topic="exposures", partition=0, start=0, next=1, epoch=1, records=(), highwater=1, number=1)
 
 
 def conversion(offset: int, event_ms: int, append_ms: int = 0) -> SourceRecord:
@@ -57,13 +60,32 @@ def test_early_conversions_are_taken_in_small_batches() -> None:
     assert backlog.take("conversions", 4000, 1 << 20, 99)[1] == EARLY_RECORDS
 
 
-def test_conversions_alone_lack_exposures_until_their_time_is_reached() -> None:
+def alone(event_ms: int) -> Backlog:
     backlog = Backlog()
-    backlog.open("conversions", Opened([conversion(0, 10)], 1))
-    assert backlog.lacks_exposures(9)
-    assert not backlog.lacks_exposures(10)
+    backlog.open("conversions", Opened([conversion(0, event_ms)], 1))
+    return backlog
+
+
+def test_conversions_alone_wait_until_exposures_have_reached_their_time() -> None:
+    backlog = alone(10)
+    assert backlog.waits_for_exposures(9)
+    assert not backlog.waits_for_exposures(10)
     backlog.open("exposures", Opened([exposure(0)], 1))
-    assert not backlog.lacks_exposures(9)
+    assert not backlog.waits_for_exposures(9)
+
+
+def test_conversions_wait_in_vain_once_until_exposures_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("streams.agents.backlog.time.monotonic", lambda: now_s[0])
+    backlog = alone(10)
+    assert backlog.waits_for_exposures(9)
+    now_s[0] += ALONE_AFTER_S
+    assert not backlog.waits_for_exposures(9)
+    backlog.take("conversions", 1, 1 << 20, 9)
+    backlog.open("conversions", Opened([conversion(1, 11)], 2))
+    assert not backlog.waits_for_exposures(9)
+    backlog.put("exposures", CHUNK)
+    assert backlog.waits_for_exposures(9)
 
 
 def test_alone_a_topic_is_taken_in_batches() -> None:
@@ -81,11 +103,3 @@ def test_bytes_bound_a_batch_but_not_its_first_record() -> None:
     backlog.open("exposures", Opened([exposure(i) for i in range(4)], 4))
     assert len(backlog.take("exposures", 10, 22, 0)[0]) == 2  # eleven bytes each, with the key
     assert len(backlog.take("exposures", 10, 5, 0)[0]) == 1
-
-
-async def test_waiting_in_vain_is_not_repeated_at_once() -> None:
-    backlog = Backlog()
-    await backlog.wait_for("conversions")
-    before = backlog._alone_until_s
-    await backlog.wait_for("conversions")
-    assert backlog._alone_until_s == before > 0
