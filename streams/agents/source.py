@@ -107,6 +107,8 @@ class SourceTopics:
         found: dict[int, Record] = {}
         start, end = await self.bounds(topic, partition)
         kept = [offset for offset in sorted(set(offsets)) if start <= offset < end]
+        if not kept:
+            return found
         with explained(f"{topic}[{partition}]"):
             async with self._lock:
                 consumer = await self._started()
@@ -122,7 +124,9 @@ class SourceTopics:
                         action="check the brokers; it is tried again",
                     ) from error
                 finally:
-                    consumer.unsubscribe()
+                    # Not unsubscribed: aiokafka's fetcher ends for good if it wakes up for an assignment
+                    # that is gone again.
+                    consumer.pause(tp)
         return found
 
     @staticmethod
