@@ -150,6 +150,11 @@ def _event_ms(record: SourceRecord) -> int:
 
 
 def _within_bytes(records: Sequence[SourceRecord], first: int, last: int, max_bytes: int) -> int:
+    """Index after the last record that fits; sizes are added up one by one only where not all fit."""
+    found = records[first:last]
+    values = sum(map(len, filter(None, [record.value for record in found])))
+    if values + sum(map(len, filter(None, [record.key for record in found]))) <= max_bytes:
+        return last
     n_bytes = 0
     for at in range(first, last):
         _, key, value, _, _ = records[at]

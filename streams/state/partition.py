@@ -314,16 +314,16 @@ class Partition:
         self._store.write(batch)
         self.head, self._local = after, local
         if reason is None:
-            self._remember(record)
+            self._remember(record, len(data))
         return Applied(accepted=reason is None, kind=_kind(record), reason=reason)
 
-    def _remember(self, record: Record | None) -> None:
-        """Bring the unit cache up to what was written."""
+    def _remember(self, record: Record | None, n_bytes: int) -> None:
+        """Bring the unit cache up to what was written by a record of so many bytes."""
         if isinstance(record, BatchRecord):
-            self._cache.put(record.units)
+            self._cache.put(record.units, n_bytes)
         elif isinstance(record, SweepRecord) and record.changed:
             changed = record.changed.items()
-            self._cache.put({key[1:]: value for key, value in changed if key.startswith(UNIT)})
+            self._cache.put({key[1:]: value for key, value in changed if key.startswith(UNIT)}, n_bytes)
 
     def _beginning(self, offset: int, record: Record | None) -> tuple[Head, _Local]:
         local = msgspec.structs.replace(self._local, base=offset)

@@ -12,7 +12,7 @@ Memory: ``CacheBudget.max_bytes`` for all partitions of the process that have an
 for an entry included.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 __all__ = ["CacheBudget", "UnitCache"]
@@ -83,8 +83,16 @@ class UnitCache:
         rest = iter(loaded)
         return [next(rest) if state is None else state for state in found]
 
-    def put(self, units: Mapping[bytes, bytes | None]) -> None:
-        """Take what was written to the database; None for a unit that was removed."""
+    def put(self, units: Mapping[bytes, bytes | None], n_bytes: int) -> None:
+        """Take what was written to the database.
+
+        Parameters
+        ----------
+        units
+            State by unit id; None for a unit that was removed.
+        n_bytes
+            At least the bytes of all ids and states together, such as those of the record they came in.
+        """
         if not self.used:
             return
         if None in units.values():
@@ -94,7 +102,7 @@ class UnitCache:
             units = {unit_id: state for unit_id, state in units.items() if state is not None}
         self._young.update(cast("Mapping[bytes, bytes]", units))
         self._n_put += len(units)
-        self._put_bytes += sum(map(len, units)) + sum(map(len, cast("Iterable[bytes]", units.values())))
+        self._put_bytes += n_bytes
         # What is put again counts once: the generation's bytes are its entries times the mean of all puts.
         mean_bytes = ENTRY_BYTES + self._put_bytes / max(1, self._n_put)
         if len(self._young) * mean_bytes > self._budget.generation_bytes:

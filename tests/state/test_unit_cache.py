@@ -38,7 +38,7 @@ def test_it_answers_as_the_database_does(max_bytes: int) -> None:
         assert list(cache.get(wanted, database.load)) == [database.units.get(name) for name in wanted]
         changed = {name: None if pick.random() < 0.2 else b"state-%d" % step for name in wanted[:3]}
         database.write(changed)
-        cache.put(changed)
+        cache.put(changed, sum(len(name) + len(state or b"") for name, state in changed.items()))
         limit = 2 * (max_bytes // (2 * (ENTRY_BYTES + 1)) + 3)  # a generation may be passed by one batch
         assert len(cache) <= (limit if max_bytes else 0)
 
@@ -46,7 +46,7 @@ def test_it_answers_as_the_database_does(max_bytes: int) -> None:
 def test_what_was_changed_is_not_read_again() -> None:
     database, cache = Database(), UnitCache(CacheBudget(2**20))
     cache.get([b"a", b"b"], database.load)
-    cache.put({b"a": b"1"})
+    cache.put({b"a": b"1"}, 2)
     database.asked.clear()
     assert cache.get([b"b", b"a", b"c"], database.load) == [None, b"1", None]
     assert database.asked == [b"b", b"c"]
@@ -55,7 +55,7 @@ def test_what_was_changed_is_not_read_again() -> None:
 def test_nothing_is_kept_before_the_first_read_and_shares_are_equal() -> None:
     budget = CacheBudget(1000)
     owned, standby = UnitCache(budget), UnitCache(budget)
-    standby.put({b"a": b"1"})
+    standby.put({b"a": b"1"}, 2)
     assert len(standby) == 0
     owned.get([b"a"], Database().load)
     assert budget.generation_bytes == 500
@@ -69,7 +69,7 @@ def test_nothing_is_kept_before_the_first_read_and_shares_are_equal() -> None:
 def test_a_closed_database_is_not_answered_for() -> None:
     cache = UnitCache(CacheBudget(2**20))
     cache.get([b"a"], Database().load)
-    cache.put({b"a": b"1"})
+    cache.put({b"a": b"1"}, 2)
     cache.clear()
 
     def closed(_: Sequence[bytes]) -> list[bytes | None]:
