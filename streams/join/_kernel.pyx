@@ -758,13 +758,18 @@ cdef enum:
 cdef Plan _plans[PLANS]  # of the batch that is being read
 
 
-cdef Plan* plan_of(Span experiment_id, dict plans) except? NULL:
-    """Live experiment; NULL if it is none."""
+cdef inline Py_ssize_t place_of(Span experiment_id) noexcept:
+    """Where what is kept of an experiment for a batch stands."""
     cdef uint64_t mixed = 14695981039346656037u
     cdef Py_ssize_t i
     for i in range(experiment_id.size):
         mixed = (mixed ^ experiment_id.at[i]) * 1099511628211u
-    cdef Plan* found = &_plans[(mixed ^ mixed >> 32) % PLANS]
+    return <Py_ssize_t>((mixed ^ mixed >> 32) % PLANS)
+
+
+cdef Plan* plan_of(Span experiment_id, dict plans) except? NULL:
+    """Live experiment; NULL if it is none."""
+    cdef Plan* found = &_plans[place_of(experiment_id)]
     if found.plan is not NULL and same(found.experiment_id, experiment_id):
         return found
     plan = plans.get(str_of(experiment_id))
@@ -886,16 +891,55 @@ cdef enum:
     JOINS_TRIAL
 
 
-cdef int set_span(Exposure* e, object version) except -1:
+cdef enum:
+    OPEN_NEVER  # a trial window that no other exposure joins
+    OPEN_HOUR
+    OPEN_ALWAYS
+
+
+cdef struct Terms:
+    PyObject* version
+    PyObject* experiment_id
+    Span experiment_text
+    int64_t number
+    int64_t window_ms
+    int trial_window
+
+
+cdef enum:
+    TERMS = 256
+
+
+cdef Terms _terms[TERMS]  # of the versions of the batch whose exposures are applied
+
+
+cdef Terms* terms_of(tuple item) except NULL:
+    """What an exposure's version says."""
+    cdef PyObject* version = <PyObject*>item[3]
+    cdef Terms* found = &_terms[(<size_t>version >> 4) % TERMS]
+    if found.version == version:
+        return found
+    experiment_id, trial_window = item[2].experiment_id, item[3].trial_window
+    # All of it is held by the definitions, which nobody changes while a batch is applied.
+    found.experiment_id = <PyObject*>experiment_id
+    found.experiment_text = text_of(experiment_id)
+    found.number = item[3].version
+    found.window_ms = item[3].window_ms
+    found.trial_window = (
+        OPEN_HOUR if trial_window == "hour" else OPEN_ALWAYS if trial_window == "experiment" else OPEN_NEVER
+    )
+    found.version = version
+    return found
+
+
+cdef inline void set_span(Exposure* e, Terms* terms) noexcept:
     """Where a trial begins that the exposure can join; as ``VersionPlan.trial_span_ms``."""
-    trial_window = version.trial_window
     e.start_ms = e.end_ms = 0
-    if trial_window == "hour":
+    if terms.trial_window == OPEN_HOUR:
         e.start_ms = e.ms - e.ms % HOUR_MS
         e.end_ms = e.start_ms + HOUR_MS
-    elif trial_window == "experiment":
+    elif terms.trial_window == OPEN_ALWAYS:
         e.end_ms = NEVER_MS
-    return 0
 
 
 cdef bint has_other(Trial* trial, Span exposure_id, int64_t floor_ms) noexcept:
@@ -1022,31 +1066,133 @@ cdef object stub_of_first(object experiment_id, Block* block):
     )
 
 
+cdef struct Began:
+    # A trial that an exposure begins, by what its stub is made of.
+    PyObject* experiment_id
+    PyObject* arm
+    PyObject* segment
+    int64_t number
+    int64_t group
+    int64_t allocation
+    int64_t bucket
+    bint is_reporting
+
+
+cdef struct Sum:
+    Began began
+    int64_t trials
+
+
+cdef enum:
+    SUMS = 1024
+    SLOTS = 2048
+
+
+cdef Began _began[2 * MAX_EVENTS]  # by the exposures of one unit
+cdef Sum _sums[SUMS]  # of the units of a batch, in the order in which they came up
+cdef int16_t _slots[SLOTS]  # one more than an index into _sums; 0: free
+cdef Py_ssize_t _n_sums = 0
+
+
+cdef void forget_sums() noexcept:
+    global _n_sums
+    cdef Py_ssize_t i
+    _n_sums = 0
+    for i in range(SLOTS):
+        _slots[i] = 0
+
+
+cdef int add_sums(dict by_stub) except -1:
+    """Give the sums so far to the tally, and begin anew."""
+    cdef Py_ssize_t i
+    cdef Began* began
+    for i in range(_n_sums):
+        began = &_sums[i].began
+        stub = (
+            <object>began.experiment_id,
+            began.number,
+            "reporting" if began.is_reporting else "steering",
+            <object>began.arm,
+            <object>began.segment,
+            began.group,
+            began.allocation,
+            began.bucket,
+        )
+        increments_at(by_stub, stub).trials += _sums[i].trials
+    forget_sums()
+    return 0
+
+
+cdef inline bint is_same(Began* a, Began* b) noexcept:
+    return (
+        a.arm == b.arm
+        and a.experiment_id == b.experiment_id
+        and a.bucket == b.bucket
+        and a.is_reporting == b.is_reporting
+        and a.segment == b.segment
+        and a.number == b.number
+        and a.group == b.group
+        and a.allocation == b.allocation
+    )
+
+
+cdef int count_trial(dict by_stub, Began* began) except -1:
+    """Count a trial; stubs of equal strings that are not the same objects meet in the tally."""
+    global _n_sums
+    cdef uint64_t mixed = <uint64_t><size_t>began.arm ^ <uint64_t><size_t>began.experiment_id << 7
+    mixed = (mixed ^ <uint64_t>(began.bucket * 2 + began.is_reporting)) * 0x9E3779B97F4A7C15u
+    mixed ^= <uint64_t>began.allocation * 0xC2B2AE3D27D4EB4Fu
+    cdef Py_ssize_t slot = <Py_ssize_t>(mixed >> 40) % SLOTS
+    while _slots[slot]:
+        if is_same(&_sums[_slots[slot] - 1].began, began):
+            _sums[_slots[slot] - 1].trials += 1
+            return 0
+        slot = (slot + 1) % SLOTS
+    if _n_sums == SUMS:
+        add_sums(by_stub)
+        slot = <Py_ssize_t>(mixed >> 40) % SLOTS
+    _sums[_n_sums].began = began[0]
+    _sums[_n_sums].trials = 1
+    _n_sums += 1
+    _slots[slot] = <int16_t>_n_sums
+    return 0
+
+
 cdef int note_exposure(
-    list trials, list crossovers, tuple item, Block* block, Exposure* e, Py_ssize_t joined
+    Py_ssize_t* n_began, list crossovers, tuple item, Terms* terms, Block* block, Exposure* e,
+    Py_ssize_t joined
 ) except -1:
-    """Note what an exposure adds, by stub."""
-    plan, version = item[2], item[3]
-    experiment_id = plan.experiment_id
+    """Note what an exposure adds: trials in ``_began``, crossovers by stub."""
     cdef Trial* first = NULL
-    cdef int64_t first_ms, first_version
+    cdef int64_t first_ms, first_version, window_ms
     cdef Span first_arm
-    arm, segment, group, allocation, bucket = item[6], item[7], item[8], item[9], e.ms // HOUR_MS
-    number = e.version
+    cdef Began began
+    began.experiment_id = terms.experiment_id
+    began.arm = <PyObject*>item[6]
+    began.segment = <PyObject*>item[7]
+    began.number = e.version
+    began.group = e.group
+    began.allocation = e.allocation
+    began.bucket = e.ms // HOUR_MS
     if joined < 0:
-        trials.append((experiment_id, number, "steering", arm, segment, group, allocation, bucket))
+        began.is_reporting = False
+        _began[n_began[0]] = began
+        n_began[0] += 1
     elif not same(_trials[joined].arm, e.arm):
-        crossovers.append(stub_of_trial(experiment_id, &_trials[joined], "steering"))
+        crossovers.append(stub_of_trial(<object>terms.experiment_id, &_trials[joined], "steering"))
     if block.has_mark or (block.n_trials and not block.is_closed):
         if block.has_mark:
             first_ms, first_version, first_arm = block.mark_ms, block.mark_version, block.mark_arm
         else:
             first = &_trials[0]
             first_ms, first_version, first_arm = first.first_ms, first.version, first.arm
-        if not same(first_arm, e.arm) and e.ms - first_ms < <int64_t>plan.by_number[first_version].window_ms:
-            crossovers.append(stub_of_first(experiment_id, block))
+        window_ms = item[2].by_number[first_version].window_ms if not same(first_arm, e.arm) else 0
+        if e.ms - first_ms < window_ms:
+            crossovers.append(stub_of_first(<object>terms.experiment_id, block))
     elif not block.is_closed:
-        trials.append((experiment_id, number, "reporting", arm, segment, group, allocation, bucket))
+        began.is_reporting = True
+        _began[n_began[0]] = began
+        n_began[0] += 1
     return 0
 
 
@@ -1064,9 +1210,12 @@ cdef Py_ssize_t find_block(Unit* unit, Span key) noexcept:
 
 
 cdef object apply_usual_exposures(
-    object raw, list items, int64_t evict_due_ms, int64_t max_events, object ledger
+    object raw, list items, int64_t evict_due_ms, int64_t max_events, object ledger, dict by_stub,
+    int64_t* accepted
 ):
     """Do what ``streams.join.exposures.apply_exposures`` does, if all of it is usual.
+
+    Trials and accepted exposures are left for the end of the batch: see ``add_sums`` and ``accepted``.
 
     Returns
     -------
@@ -1076,30 +1225,29 @@ cdef object apply_usual_exposures(
     cdef Unit unit
     cdef Block block
     cdef Exposure e
-    cdef Py_ssize_t at, joined, n_accepted = 0, n_duplicates = 0
+    cdef Terms* terms
+    cdef Py_ssize_t at, i, joined, n_accepted = 0, n_duplicates = 0, n_began = 0
     cdef int found
-    cdef int64_t window_ms
     cdef tuple item
     if not take_unit(raw, &unit) or unit.due_ms <= evict_due_ms:
         return NotImplemented
     if unit.n_events + len(items) > (MAX_EVENTS if MAX_EVENTS < max_events else max_events):
         return NotImplemented
-    trials: list = []
     crossovers: list = []
     for item in items:
-        plan, version = item[2], item[3]
         e.ms = item[4]
         if e.ms <= unit.last_conversion_ms:
             return NotImplemented
+        terms = terms_of(item)
         e.floor_ms = item[1]
-        e.version = version.version
+        e.version = terms.number
         e.exposure_id = text_of(item[5])
         e.arm = text_of(item[6])
         e.segment = text_of(item[7])
         e.group = item[8]
         e.allocation = item[9]
-        set_span(&e, version)
-        at = find_block(&unit, text_of(plan.experiment_id))
+        set_span(&e, terms)
+        at = find_block(&unit, terms.experiment_text)
         if at == MAX_BLOCKS - 1 or not take_block(body_of(&_blocks[at]), &block):
             return NotImplemented
         found = place(&block, &e, &joined)
@@ -1108,38 +1256,41 @@ cdef object apply_usual_exposures(
         if found == DUPLICATE:
             n_duplicates += 1
             continue
-        note_exposure(trials, crossovers, item, &block, &e, joined)
+        note_exposure(&n_began, crossovers, item, terms, &block, &e, joined)
         write_block(&_blocks[at], &block, &e, joined)
         unit.n_blocks = max(unit.n_blocks, at + 1)
         n_accepted += 1
         unit.n_events += 1
-        window_ms = version.window_ms
-        unit.due_ms = min(unit.due_ms, e.ms + window_ms)
-    cdef dict by_stub = ledger.tally.by_stub
-    for stub in trials:
-        increments_at(by_stub, stub).trials += 1
+        unit.due_ms = min(unit.due_ms, e.ms + terms.window_ms)
+    for i in range(n_began):
+        count_trial(by_stub, &_began[i])
     for stub in crossovers:
         increments_at(by_stub, stub).crossovers += 1
     if n_duplicates:
         ledger.count("duplicate", n_duplicates)
-    if not n_accepted:
-        return None
-    ledger.n_accepted += n_accepted
-    return state_of(&unit)
+    accepted[0] += n_accepted
+    return state_of(&unit) if n_accepted else None
 
 
 def apply_exposures(dict groups, dict stored, object scope, object general):
     """See ``Kernel.apply_exposures``."""
-    cdef int64_t evict_due_ms = scope.evict_due_ms, max_events = scope.limits.unit_max_events
+    cdef int64_t evict_due_ms = scope.evict_due_ms, max_events = scope.limits.unit_max_events, accepted = 0
+    cdef Py_ssize_t i
     ledger = scope.ledger
+    cdef dict by_stub = ledger.tally.by_stub
     units: dict = {}
+    forget_sums()
+    for i in range(TERMS):
+        _terms[i].version = NULL
     for key, items in groups.items():
         raw = stored[key]
-        changed = apply_usual_exposures(raw, items, evict_due_ms, max_events, ledger)
+        changed = apply_usual_exposures(raw, items, evict_due_ms, max_events, ledger, by_stub, &accepted)
         if changed is NotImplemented:
             changed = general(raw, items, scope)
         if changed is not None:
             units[key] = changed
+    add_sums(by_stub)
+    ledger.n_accepted += accepted
     return units
 
 
@@ -1152,9 +1303,54 @@ cdef struct Version:
     int64_t cap_micros  # -1: none, i.e. a mere click metric
 
 
-cdef int version_of(object plan, int64_t number, object metric, Version* version) except -1:
-    """What a version makes of a metric; 0 if that takes an earlier click."""
-    found = plan.by_number[number]
+cdef struct Rules:
+    # What an experiment makes of conversions; metric and version are the last that were asked for.
+    Span experiment_id  # of the plan's own string
+    PyObject* plan
+    bint is_archived
+    PyObject* wanted
+    bint is_wanted
+    PyObject* metric
+    int64_t number
+    int is_usual
+    Version version
+
+
+cdef Rules _rules[PLANS]  # of the batch whose conversions are applied
+
+
+cdef Rules* rules_of(Span experiment_id, dict plans) except? NULL:
+    """Rules of an experiment; NULL if it is not known."""
+    cdef Rules* found = &_rules[place_of(experiment_id)]
+    if found.plan is not NULL and same(found.experiment_id, experiment_id):
+        return found
+    plan = plans.get(str_of(experiment_id))
+    if plan is None:
+        return NULL
+    found.plan = <PyObject*>plan
+    found.experiment_id = text_of(plan.experiment_id)
+    found.is_archived = plan.is_archived
+    found.metric = found.wanted = NULL
+    return found
+
+
+cdef int version_of(Rules* rules, int64_t number, PyObject* metric, Version* version) except -1:
+    """What a version makes of a metric; 0 if that takes an earlier click.
+
+    Equal metrics must be the same object for the answer to be found again.
+    """
+    if rules.metric is NULL or rules.metric != metric or rules.number != number:
+        rules.metric = NULL
+        rules.is_usual = ask_version(rules, number, <object>metric)
+        rules.number = number
+        rules.metric = metric
+    version[0] = rules.version
+    return rules.is_usual
+
+
+cdef int ask_version(Rules* rules, int64_t number, object metric) except -1:
+    cdef Version* version = &rules.version
+    found = (<object>rules.plan).by_number[number]
     gate = found.roles.get(metric)
     version.counts = gate is not None
     if not version.counts:
@@ -1244,16 +1440,37 @@ cdef inline Gain gain_of(Span earned, Span base, Span metric, int64_t value, int
     return gain
 
 
-cdef object gain_note(object stub, object conversion, Gain* gain):
-    lag = conversion.timestamp_ms // HOUR_MS - stub[7]
+cdef struct Fresh:
+    # A conversion that is not known yet.
+    PyObject* metric
+    PyObject* experiment_id  # NULL: all of them
+    Span metric_text
+    int64_t ms
+    int64_t value_micros
+
+
+cdef Fresh _fresh[MAX_FRESH]  # of one unit
+
+
+cdef int is_for(Rules* rules, Fresh* conversion) except -1:
+    """Whether a conversion may count in an experiment: it names no other, and its metric is one there."""
+    if rules.wanted is NULL or rules.wanted != conversion.metric:
+        rules.wanted = NULL
+        rules.is_wanted = <object>conversion.metric in (<object>rules.plan).metrics
+        rules.wanted = conversion.metric
+    if not rules.is_wanted or conversion.experiment_id is NULL:
+        return rules.is_wanted
+    return same(text_of(<object>conversion.experiment_id), rules.experiment_id)
+
+
+cdef object gain_note(object stub, Fresh* conversion, Gain* gain):
+    lag = conversion.ms // HOUR_MS - <int64_t>stub[7]
     before, after = max(gain.before, 0), gain.after
     grown, grown_sq = after - before, <object>after * <object>after - <object>before * <object>before
-    return stub, conversion.metric, lag, gain.before < 0, grown, grown_sq
+    return stub, <object>conversion.metric, lag, gain.before < 0, grown, grown_sq
 
 
-cdef int count_newest(
-    object plan, BlockRef* ref, object conversion, Span metric, int64_t at_ms, list notes
-) except -1:
+cdef int count_newest(Rules* rules, BlockRef* ref, Fresh* conversion, list notes) except -1:
     """As ``streams.join.attribution.count_newest``.
 
     Returns
@@ -1263,7 +1480,9 @@ cdef int count_newest(
     """
     cdef Block block
     cdef Version version
-    cdef int64_t value = conversion.value_micros, ms, newest_ms = -1, number = -1, first_ms, cap = -1
+    cdef Span metric = conversion.metric_text
+    cdef int64_t at_ms = conversion.ms, value = conversion.value_micros
+    cdef int64_t ms, newest_ms = -1, number = -1, first_ms, cap = -1
     cdef Span exposure_id, newest_id
     cdef Py_ssize_t i, chosen = -1
     cdef bint is_last_touch = True
@@ -1275,7 +1494,7 @@ cdef int count_newest(
     for i in range(block.n_trials):
         if _trials[i].version != number:
             number = _trials[i].version
-            if not version_of(plan, number, conversion.metric, &version):
+            if not version_of(rules, number, conversion.metric, &version):
                 return 2
         if not version.counts or _trials[i].first_ms > at_ms:
             continue
@@ -1292,7 +1511,7 @@ cdef int count_newest(
     if not block.is_closed and (block.has_mark or block.n_trials):
         first_ms = block.mark_ms if block.has_mark else _trials[0].first_ms
         number = block.mark_version if block.has_mark else _trials[0].version
-        if not version_of(plan, number, conversion.metric, &version):
+        if not version_of(rules, number, conversion.metric, &version):
             return 2
         if version.counts and 0 <= at_ms - first_ms < version.window_ms:
             if version.cap_micros < 0:
@@ -1302,10 +1521,11 @@ cdef int count_newest(
                 version.cap_micros,
             )
     if credit.is_there:
-        stub = stub_of_trial(plan.experiment_id, &_trials[chosen], "steering")
+        stub = stub_of_trial((<object>rules.plan).experiment_id, &_trials[chosen], "steering")
         notes.append(gain_note(stub, conversion, &credit))
     if report.is_there:
-        notes.append(gain_note(stub_of_first(plan.experiment_id, &block), conversion, &report))
+        stub = stub_of_first((<object>rules.plan).experiment_id, &block)
+        notes.append(gain_note(stub, conversion, &report))
     if credit.is_there or report.is_there:
         write_earned(ref, &block, metric, chosen, &credit, &report)
     return credit.is_there
@@ -1404,12 +1624,12 @@ cdef object conversions_with(Unit* unit, list fresh, int64_t* n_credits):
 
 
 cdef object apply_usual_conversions(
-    object raw, list items, dict plans, int64_t evict_due_ms, int64_t max_events, object ledger
+    object raw, list items, dict plans, int64_t evict_due_ms, int64_t max_events, object ledger, dict metrics
 ):
     """Do what ``streams.join.conversions.apply_conversions`` does, if all of it is usual.
 
     Usual are conversions that come in time order, after all others of the unit, name no exposure, are no
-    tests, and need no click.
+    tests, and need no click. ``metrics`` keeps one object for each metric of the batch.
 
     Returns
     -------
@@ -1419,7 +1639,9 @@ cdef object apply_usual_conversions(
     cdef Unit unit
     cdef int64_t n_credits[MAX_FRESH]
     cdef int64_t floor_ms, at_ms, n_attributed = 0, first_ms = -1
-    cdef Py_ssize_t i, k, n_duplicates = 0
+    cdef Py_ssize_t i, k, n_fresh = 0, n_duplicates = 0
+    cdef Rules* rules
+    cdef Fresh* own
     cdef bint is_bad = False, is_duplicate
     cdef int credits
     if not take_unit(raw, &unit) or unit.due_ms <= evict_due_ms:
@@ -1444,9 +1666,18 @@ cdef object apply_usual_conversions(
         for other in fresh:
             if other.conversion_id == conversion.conversion_id:
                 return NotImplemented
-        n_credits[len(fresh)] = 0
         if not fresh:
             first_ms = at_ms
+        metric, experiment_id = conversion.metric, conversion.experiment_id
+        metric = metrics.setdefault(metric, metric)
+        own = &_fresh[n_fresh]
+        own.metric = <PyObject*>metric
+        own.metric_text = text_of(metric)
+        own.experiment_id = NULL if experiment_id is None else <PyObject*>experiment_id
+        own.ms = at_ms
+        own.value_micros = conversion.value_micros
+        n_credits[n_fresh] = 0
+        n_fresh += 1
         fresh.append(conversion)
         unit.last_conversion_ms = at_ms
     if not fresh:
@@ -1454,25 +1685,20 @@ cdef object apply_usual_conversions(
         return None
     notes: list = []
     for i in range(unit.n_blocks):
-        experiment_id = str_of(_blocks[i].key)
-        plan = plans.get(experiment_id)
-        if plan is None:
+        rules = rules_of(_blocks[i].key, plans)
+        if rules is NULL:
             return NotImplemented
-        if plan.is_archived:
+        if rules.is_archived:
             continue
-        for k in range(len(fresh)):
-            conversion = fresh[k]
-            if conversion.metric not in plan.metrics:
+        for k in range(n_fresh):
+            own = &_fresh[k]
+            if not is_for(rules, own):
                 continue
-            if conversion.experiment_id is not None and conversion.experiment_id != experiment_id:
-                continue
-            credits = count_newest(
-                plan, &_blocks[i], conversion, text_of(conversion.metric), conversion.timestamp_ms, notes
-            )
+            credits = count_newest(rules, &_blocks[i], own, notes)
             if credits == 2:
                 return NotImplemented
             n_credits[k] += credits
-    for k in range(len(fresh)):
+    for k in range(n_fresh):
         n_attributed += n_credits[k] > 0
     for stub, metric, lag, is_success, value, value_sq in notes:
         lags = increments_at(ledger.tally.by_stub, stub).lags_of(metric)
@@ -1506,11 +1732,15 @@ cdef int64_t earliest_ms(Unit* unit, int64_t fresh_ms) noexcept:
 def apply_conversions(dict groups, dict stored, object scope, object general):
     """See ``Kernel.apply_conversions``."""
     cdef int64_t evict_due_ms = scope.evict_due_ms, max_events = scope.limits.unit_max_events
+    cdef Py_ssize_t i
     ledger, plans = scope.ledger, scope.definitions.plans
+    metrics: dict = {}
     units: dict = {}
+    for i in range(PLANS):
+        _rules[i].plan = NULL
     for key, items in groups.items():
         raw = stored[key]
-        changed = apply_usual_conversions(raw, items, plans, evict_due_ms, max_events, ledger)
+        changed = apply_usual_conversions(raw, items, plans, evict_due_ms, max_events, ledger, metrics)
         if changed is NotImplemented:
             changed = general(raw, items, scope)
         if changed is not None:
