@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from streams.errors import StateCorrupt
 from streams.events import Conversion, Exposure
 from streams.experiments.definition import Arm, Counting, ExperimentRecord, Feature, Reward
+from streams.join.conversions import apply_all_conversions
 from streams.join.definitions import Definitions, MissingDefinition
 from streams.join.exposures import apply_all_exposures
 from streams.join.kernel import KERNEL, Kernel
@@ -86,6 +87,38 @@ def test_usual_events_take_the_short_ways(monkeypatch: pytest.MonkeyPatch) -> No
     assert changed.keys() == {b"u"}
     assert scope.ledger.n_accepted == 15
     assert scope.ledger.n_attributed == 3
+
+
+def test_more_experiments_than_a_batch_keeps_at_once_count_alike() -> None:
+    names = [f"e{n}" for n in range(400)]
+    shown = [
+        exposure(n, T + n * 50, f"u{n % 700}", experiment_id=names[n * 7 % 400], arm_id=ARMS[n % 3 % 2])
+        for n in range(3_000)
+    ]
+    bought = [
+        Conversion(
+            conversion_id=f"c{n}", unit_id=f"u{n}", metric=("order", "click")[n % 5 == 0], timestamp=ms
+        )
+        for n in range(700)
+        for ms in (T + 150_001 + n, T + 160_000)[: 1 + n % 2]
+    ]
+    found = []
+    for kernel in (None, KERNEL):
+        scope = Scope(
+            Definitions(map(definition, names)), LIMITS, Ledger("exposures"), 0, final=False, kernel=kernel
+        )
+        reading = Reading(0, -1, scope.definitions, LIMITS, scope.ledger, kernel)
+        reading.read_exposures([record(each, n) for n, each in enumerate(shown)])
+        states = apply_all_exposures(reading.exposures, dict.fromkeys(reading.exposures), scope)
+        reading.read_conversions([record(each, n) for n, each in enumerate(bought)])
+        states |= apply_all_conversions(reading.conversions, states, scope)
+        tally = {
+            stub: (own.trials, own.crossovers, own.lags) for stub, own in scope.ledger.tally.by_stub.items()
+        }
+        counts = (scope.ledger.n_accepted, scope.ledger.n_attributed, scope.ledger.n_pending)
+        found.append((states, tally, counts, scope.ledger.outcomes))
+    assert found[0] == found[1]
+    assert len(found[0][1]) > 1_024
 
 
 ABSENT = object()
