@@ -195,11 +195,12 @@ async def _last_batch_ms(settings: Settings) -> int:
     return found
 
 
-async def read_counts(settings: Settings) -> Counts:
+async def read_counts(settings: Settings, from_hour: int = 0) -> Counts:
     """Sum up the steering cells by experiment, arm and hour, as the topic ``counts`` has them."""
     newest: dict[bytes, bytes | None] = {}
     async for record in read_all(settings, "counts", settings.counts_partitions):
-        newest[record.key] = record.value
+        if decode_key(record.key).bucket >= from_hour:
+            newest[record.key] = record.value
     counts: Counts = {}
     for raw_key, value in newest.items():
         key = decode_key(raw_key)

@@ -177,8 +177,7 @@ async def figures(
         raise Failed(f"{len(tables_ms)} of {options.experiments} tables were published")
     start_ms = max(began_ms, found[0][0] - 1)
     start_hour = (boundary_ms - DAY_MS // 2) // HOUR_MS
-    counts = {key: own for key, own in (await read_counts(settings)).items() if key[2] >= start_hour}
-    wrong = difference(counts, wanted)
+    wrong = difference(await read_counts(settings, start_hour), wanted)
     return {
         "experiments": options.experiments,
         "arms": options.arms,

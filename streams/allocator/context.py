@@ -16,7 +16,8 @@ class AllocatorContext(NamedTuple):
     """Shared by all owners.
 
     ``settings``: addresses, topics, clock; ``experiments``: the definitions, started; ``pool``: where
-    allocations and results are computed; ``metrics``: counters and gauges of the worker; ``clock``: epoch ms.
+    allocations and results are computed; ``metrics``: counters and gauges of the worker; ``clock``: epoch ms;
+    ``behind``: partitions with allocations that are due, for which results wait.
     """
 
     settings: Settings
@@ -24,3 +25,4 @@ class AllocatorContext(NamedTuple):
     pool: ComputePool
     metrics: Metrics
     clock: Callable[[], int]
+    behind: set[int]

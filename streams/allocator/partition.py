@@ -69,7 +69,7 @@ class PartitionAllocator:
         self.partition = partition
         self.active = False  # claimed, and not suspended
         self._context = context
-        self._settings, self._experiments, self._pool, self._metrics, self._clock = context
+        self._settings, self._experiments, self._pool, self._metrics, self._clock, self._behind = context
         self._generation = -1
         self._resumed = asyncio.Event()
         self._claim_wanted = True
@@ -200,14 +200,18 @@ class PartitionAllocator:
         )
 
     async def _serve(self) -> None:
-        while not self._claim_wanted:
-            self.active = self._resumed.is_set()
-            if self.active:
-                self._check_fence()
-                await self._publish_again()
-                if await self._round():
-                    continue
-            await self._reader.poll()
+        try:
+            while not self._claim_wanted:
+                self.active = self._resumed.is_set()
+                if self.active:
+                    self._check_fence()
+                    await self._publish_again()
+                    if await self._round():
+                        continue
+                self._behind.discard(self.partition)
+                await self._reader.poll()
+        finally:
+            self._behind.discard(self.partition)
         self.active = False
 
     def _check_fence(self) -> None:
@@ -329,6 +333,7 @@ class PartitionAllocator:
                 slice_end_s = time.perf_counter() + SLICE_S
         if not jobs:
             return False
+        self._behind.add(self.partition)
         fitted = {job.inputs.experiment_id for job in jobs if job.inputs.context is not None}
         quick = [job for job in jobs if job.inputs.experiment_id not in fitted]
         if quick:

@@ -5,10 +5,11 @@ What: the owner of a counts partition hands on what it reads and publishes (`cou
 the topic results. Of an experiment only the newest allocation is worked on: whoever is behind leaves out
 what nobody would read.
 
-Why apart from the owner's loop: allocations must not wait for results. Chances of units from weeks ago are
-in the allocation log, so after a hand-over it is read from the oldest version that any unit names, in the
-background; results wait for that, allocations do not. An owner that was paused may write late results over
-a new owner's; they stand until the next interval, and claim nothing that the older counts did not say.
+Why apart from the owner's loop: allocations must not wait for results. Both take the same cores, so results
+begin when no allocation of the worker is due any more. Chances of units from weeks ago are in the allocation
+log, so after a hand-over it is read from the oldest version that any unit names, in the background; results
+wait for that, allocations do not. An owner that was paused may write late results over a new owner's; they
+stand until the next interval, and claim nothing that the older counts did not say.
 
 Cost: memory, besides the counts, of some 60 bytes a cell and 300 bytes an allocation of ten arms; time in
 a process of the pool, measured in docs/experiments.md; after a hand-over one read of the log.
@@ -16,6 +17,7 @@ a process of the pool, measured in docs/experiments.md; after a hand-over one re
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -40,6 +42,8 @@ __all__ = ["PartitionResults"]
 AT_ONCE = 8
 DIRECT_MAX_BYTES = 16 * 1024  # of packed cells: some milliseconds
 IDLE_S = 0.5
+BEHIND_POLL_S = 0.05
+HELD_UP_MOST_S = 120.0
 RETRY_S = 1.0
 RECORDS_PER_TURN = 200
 
@@ -66,13 +70,14 @@ class PartitionResults:
         active: Callable[[], bool],
     ) -> None:
         self._partition = partition
-        self._settings, self._experiments, self._pool, self._metrics, self._clock = context
+        self._settings, self._experiments, self._pool, self._metrics, self._clock, self._behind = context
         self._active = active
         self._observed: dict[str, Observation] = {}
         self._log: dict[str, dict[int, Logged]] = {}
         self._known: dict[str, Allocation] = {}  # until it is seen whose results are there
         self._due: dict[str, Allocation] = {}
         self._wake = asyncio.Event()
+        self._held_up_since_s: float | None = None
         self._writer = PartitionWriter(context.settings, partition)
         self._task: asyncio.Task[None] | None = None
 
@@ -174,6 +179,9 @@ class PartitionResults:
                     await self._wake.wait()
             if not self._due or not self._active():
                 return
+        if self._waits():
+            await asyncio.sleep(BEHIND_POLL_S)
+            return
         taken = dict(sorted(self._due.items())[:AT_ONCE])
         for experiment_id in taken:
             del self._due[experiment_id]
@@ -185,6 +193,16 @@ class PartitionResults:
         except (BanditError, KafkaError, OSError, BrokenProcessPool):
             self._due = taken | self._due
             raise
+
+    def _waits(self) -> bool:
+        """Whether allocations are due: they go first, but hold results up for so long only."""
+        if not self._behind:
+            self._held_up_since_s = None
+            return False
+        now_s = time.monotonic()
+        if self._held_up_since_s is None:
+            self._held_up_since_s = now_s
+        return now_s - self._held_up_since_s < HELD_UP_MOST_S
 
     async def _made(self, tables: dict[str, Allocation]) -> list[tuple[bytes, bytes | None]]:
         found: list[tuple[bytes, bytes | None]] = []

@@ -87,7 +87,7 @@ class AllocatorService(Service):
     ) -> None:
         super().__init__()
         self._settings = settings
-        self._context = AllocatorContext(settings, experiments, pool or ComputePool(), metrics, clock)
+        self._context = AllocatorContext(settings, experiments, pool or ComputePool(), metrics, clock, set())
         self._consumer: Any = None
         self._owned: dict[int, PartitionAllocator] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
