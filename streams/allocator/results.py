@@ -30,7 +30,7 @@ from streams.allocator.context import AllocatorContext
 from streams.allocator.inputs import counting_at
 from streams.allocator.logged import Logged, decode_logged
 from streams.allocator.observed import Observation
-from streams.allocator.reporting import ResultsFailed, ResultsJob, try_results
+from streams.allocator.reporting import ResultsJob, try_results
 from streams.allocator.writer import PartitionWriter
 from streams.counts import decode_key
 from streams.errors import BanditError, RecordError
@@ -39,8 +39,7 @@ from streams.results import Results, decode_results, encode_results
 
 __all__ = ["PartitionResults"]
 
-AT_ONCE = 8
-DIRECT_MAX_BYTES = 16 * 1024  # of packed cells: some milliseconds
+AT_ONCE = 2  # of a partition: an allocation that becomes due meanwhile waits for those in the processes
 IDLE_S = 0.5
 BEHIND_POLL_S = 0.05
 HELD_UP_MOST_S = 120.0
@@ -215,7 +214,7 @@ class PartitionResults:
             elif (job := self._job(experiment_id, table)) is not None:
                 jobs.append(job)
         with self._metrics.results_duration_seconds.time():
-            results = await self._results(jobs)
+            results = await asyncio.gather(*(self._pool.run(try_results, job) for job in jobs))
         for result in results:
             if isinstance(result, Results):
                 found.append((result.experiment_id.encode(), encode_results(result)))
@@ -243,12 +242,6 @@ class PartitionResults:
             boundary_ms=table.boundary_ms,
             computed_at_ms=self._clock(),
         )
-
-    async def _results(self, jobs: list[ResultsJob]) -> list[Results | ResultsFailed]:
-        small = sum(len(raw) for job in jobs for _, raw in job.records) <= DIRECT_MAX_BYTES
-        if small:
-            return [try_results(job) for job in jobs]
-        return list(await asyncio.gather(*(self._pool.run(try_results, job) for job in jobs)))
 
 
 def _allocation_version(raw: bytes | None) -> int | None:
