@@ -216,10 +216,11 @@ async def check_replays(
         with tempfile.TemporaryDirectory() as folder:
             for number in range(settings.partitions):
                 name, log = f"journal[{number}]", journal.log(number)
+                end = await log.end_offset()  # workers that still run may claim again between two replays
                 replays = []
                 for n in range(2):
                     partition = Partition.open(Path(folder) / f"{number}-{n}", name=name)
-                    await recover(partition, log, deadline_s=120)
+                    await recover(partition, log, upto=end, deadline_s=120)
                     replays.append(contents(partition))
                     partition.close()
                 if replays[0] != replays[1]:
