@@ -230,7 +230,9 @@ class Settings(BaseSettings):
         description="Journal bytes appended since the last sweep that start the next one.",
     )
     counts_flush_ms: int = Field(
-        default=500, ge=10, description="How often changed cells go to the counts topic."
+        default=500,
+        ge=10,
+        description="How often changed cells go to the counts topic; up to 5 s where thousands change.",
     )
     session_timeout_ms: int = Field(
         default=10_000,

@@ -91,7 +91,7 @@ class Tally:
 _NO_LAGS: LagIncrements = {}
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=65_536)
 def _key(stub: Stub, metric: str) -> bytes:
     """Bytes of a cell's key; kept, since the cells of an hour change in every batch."""
     experiment_id, version, view, arm, segment, group, allocation, bucket = stub

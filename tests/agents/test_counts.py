@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from streams.agents.counts import CountsPublisher
+import pytest
+
+from streams.agents.counts import PAUSE_MOST_S, PAUSE_TO_SPENT, CountsPublisher, pause_s
 from streams.counts import decode_counts, decode_key
 from streams.join.cells import Cell, CellKey, encode_cell, encode_key
 from streams.metrics import Metrics
@@ -63,3 +65,15 @@ async def test_the_last_counts_wait_for_those_that_are_on_their_way() -> None:
     await last
     running.cancel()
     assert producer.trials == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("spent_s", "n_publishers", "pause"),
+    [(0.0, 8, 0.5), (0.002, 8, 0.5), (0.01, 8, 8 * PAUSE_TO_SPENT * 0.01), (2.0, 1, PAUSE_MOST_S)],
+)
+def test_publishers_take_a_share_of_the_time(spent_s: float, n_publishers: int, pause: float) -> None:
+    assert pause_s(0.5, spent_s, n_publishers) == pytest.approx(pause)
+
+
+def test_an_interval_above_the_longest_pause_holds() -> None:
+    assert pause_s(30.0, 10.0, 8) == 30.0
