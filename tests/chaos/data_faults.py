@@ -4,15 +4,18 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 from aiokafka.errors import KafkaError
+from aiokafka.record import MemoryRecords
 from msgspec.structs import replace
 
 from streams.errors import BanditError
 from streams.experiments.definition import ExperimentRecord
+from streams.state.journal import SweepRecord, decode
 from streams.topics import admin_client, create_topics
 from tests.chaos.schedule import Fault
 from tests.chaos.shop import HOUR_S
@@ -55,8 +58,27 @@ async def archive(world: World, fault: Fault, pick: random.Random) -> None:
     await _define(world, replace(world.definitions["revenue"], status="archived"))
 
 
+def swept_bytes(segment: Path) -> int:
+    """Bytes of a journal's log up to the end of its last complete sweep; 0 without one.
+
+    What stood before that sweep may have been trimmed, so nothing could give back what is cut off of it.
+    """
+    data, at, found = segment.read_bytes(), 0, 0
+    while at + 12 <= len(data):
+        size = 12 + int.from_bytes(data[at + 8 : at + 12], "big")
+        batch = MemoryRecords(data[at : at + size]).next_batch()
+        at += size
+        steps = [] if batch is None else [decode(record.value) for record in batch]
+        if any(isinstance(step, SweepRecord) and step.last for step in steps):
+            found = at
+    return found
+
+
 async def journal_truncated(world: World, fault: Fault, pick: random.Random) -> None:
-    """The broker is killed, the end of a partition's log is cut off, the broker starts again."""
+    """The broker is killed, the end of a partition's log is cut off, the broker starts again.
+
+    The last complete sweep stays: see ``docs/reliability.md``, "Not promised".
+    """
     async with world.broker_lock:
         await asyncio.to_thread(world.kafka.kill)
         folders = {
@@ -69,7 +91,8 @@ async def journal_truncated(world: World, fault: Fault, pick: random.Random) -> 
         folder = folders[number]
         segment = max(folder.glob("*.log"))
         size = segment.stat().st_size
-        left = pick.randrange(size // 2, size) if size else 0
+        least = max(size // 2, swept_bytes(segment))
+        left = pick.randrange(least, size) if least < size else size
         with segment.open("r+b") as file:
             file.truncate(left)
         for index in (*folder.glob("*.index"), *folder.glob("*.timeindex"), *folder.glob("*.snapshot")):
