@@ -1,5 +1,6 @@
 """The jars' cache against a repository on the loopback interface: what is fetched, checked, and kept."""
 
+import gc
 import hashlib
 import multiprocessing
 import threading
@@ -96,6 +97,7 @@ def test_bad_jar_is_refused_and_never_kept(repository: Repository, served: bytes
     assert {path.name for path in cache_root().iterdir()} == {"kafka.lock"}
     repository.files = dict(FILES)
     assert len(list(jars().iterdir())) == 2
+    gc.collect()  # so that the connection's end is told here, where it is expected, and not in another test
 
 
 def test_unreachable_repository_names_the_jar_and_the_ways_out(
