@@ -15,6 +15,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 
 from streams.agents.context import SOURCES
 from streams.errors import EventError
@@ -150,15 +151,6 @@ def _event_ms(record: SourceRecord) -> int:
 
 
 def _within_bytes(records: Sequence[SourceRecord], first: int, last: int, max_bytes: int) -> int:
-    """Index after the last record that fits; sizes are added up one by one only where not all fit."""
-    found = records[first:last]
-    values = sum(map(len, filter(None, [record.value for record in found])))
-    if values + sum(map(len, filter(None, [record.key for record in found]))) <= max_bytes:
-        return last
-    n_bytes = 0
-    for at in range(first, last):
-        _, key, value, _, _ = records[at]
-        n_bytes += len(value or b"") + len(key or b"")
-        if n_bytes > max_bytes:
-            return at
-    return last
+    """Index after the last record that fits with all before it."""
+    sizes = [len(key or b"") + len(value or b"") for _, key, value, _, _ in records[first:last]]
+    return first + bisect_right(list(accumulate(sizes)), max_bytes)

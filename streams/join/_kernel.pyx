@@ -1447,6 +1447,7 @@ cdef struct Fresh:
     Span metric_text
     int64_t ms
     int64_t value_micros
+    int64_t n_credits
 
 
 cdef Fresh _fresh[MAX_FRESH]  # of one unit
@@ -1591,8 +1592,8 @@ cdef bint is_known(Unit* unit, Span conversion_id, int64_t floor_ms, bint* is_ba
     return found
 
 
-cdef object conversions_with(Unit* unit, list fresh, int64_t* n_credits):
-    """Encoded conversions of a unit with fresh ones, which are later than all others."""
+cdef object conversions_with(Unit* unit, list fresh):
+    """Encoded conversions of a unit with fresh ones, also in ``_fresh``, which are later than all others."""
     cdef Cursor c = over(unit.conversions)
     cdef Py_ssize_t i, n = take_array(&c) if unit.conversions.size else 0
     cdef Span old, text
@@ -1613,7 +1614,7 @@ cdef object conversions_with(Unit* unit, list fresh, int64_t* n_credits):
         put_text(&_state, text_of(conversion.conversion_id))
         put_text(&_state, text_of(conversion.metric))
         put_int(&_state, conversion.value_micros)
-        put_int(&_state, n_credits[i])
+        put_int(&_state, _fresh[i].n_credits)
         put_byte(&_state, 0xC2)
         if conversion.experiment_id is None:
             put_byte(&_state, 0xC0)
@@ -1637,8 +1638,7 @@ cdef object apply_usual_conversions(
         New state; None if nothing changes; NotImplemented, and nothing is done, if an event is not usual.
     """
     cdef Unit unit
-    cdef int64_t n_credits[MAX_FRESH]
-    cdef int64_t floor_ms, at_ms, n_attributed = 0, first_ms = -1
+    cdef int64_t floor_ms, at_ms, n_attributed = 0
     cdef Py_ssize_t i, k, n_fresh = 0, n_duplicates = 0
     cdef Rules* rules
     cdef Fresh* own
@@ -1666,8 +1666,6 @@ cdef object apply_usual_conversions(
         for other in fresh:
             if other.conversion_id == conversion.conversion_id:
                 return NotImplemented
-        if not fresh:
-            first_ms = at_ms
         metric, experiment_id = conversion.metric, conversion.experiment_id
         metric = metrics.setdefault(metric, metric)
         own = &_fresh[n_fresh]
@@ -1676,7 +1674,7 @@ cdef object apply_usual_conversions(
         own.experiment_id = NULL if experiment_id is None else <PyObject*>experiment_id
         own.ms = at_ms
         own.value_micros = conversion.value_micros
-        n_credits[n_fresh] = 0
+        own.n_credits = 0
         n_fresh += 1
         fresh.append(conversion)
         unit.last_conversion_ms = at_ms
@@ -1697,9 +1695,9 @@ cdef object apply_usual_conversions(
             credits = count_newest(rules, &_blocks[i], own, notes)
             if credits == 2:
                 return NotImplemented
-            n_credits[k] += credits
+            own.n_credits += credits
     for k in range(n_fresh):
-        n_attributed += n_credits[k] > 0
+        n_attributed += _fresh[k].n_credits > 0
     for stub, metric, lag, is_success, value, value_sq in notes:
         lags = increments_at(ledger.tally.by_stub, stub).lags_of(metric)
         counts = lags.get(lag)
@@ -1710,12 +1708,12 @@ cdef object apply_usual_conversions(
         counts[2] += value_sq
     if n_duplicates:
         ledger.count("duplicate", n_duplicates)
-    ledger.n_accepted += len(fresh)
-    ledger.n_pending += len(fresh)
+    ledger.n_accepted += n_fresh
+    ledger.n_pending += n_fresh
     ledger.attribute(n_attributed)
-    unit.n_events += len(fresh)
-    unit.due_ms = min(unit.due_ms, earliest_ms(&unit, first_ms))
-    encoded = conversions_with(&unit, fresh, n_credits)
+    unit.n_events += n_fresh
+    unit.due_ms = min(unit.due_ms, earliest_ms(&unit, _fresh[0].ms))
+    encoded = conversions_with(&unit, fresh)
     unit.conversions.at = <const uint8_t*>PyBytes_AS_STRING(encoded)
     unit.conversions.size = PyBytes_GET_SIZE(encoded)
     return state_of(&unit)
