@@ -10,6 +10,7 @@ bias them; :mod:`bandit_core.inference` has what may be reported.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,7 +33,14 @@ from bandit_core.posteriors.hurdle import HurdlePosterior
 from bandit_core.priors import pooled_beta_prior
 from bandit_core.stratification import stratify
 
-__all__ = ["Steering", "SteeringSettings", "steering_posterior"]
+__all__ = [
+    "Learning",
+    "Steering",
+    "SteeringSettings",
+    "estimate_delays",
+    "steering_posterior",
+    "steering_with",
+]
 
 Array = NDArray[np.float64]
 
@@ -120,6 +128,62 @@ class Steering:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Learning:
+    """Counts of one experiment as its settings let them count, before delays are estimated.
+
+    Attributes
+    ----------
+    used : PeriodCounts
+    weights : ndarray, shape (n_periods,)
+    lags : tuple of ndarray, or None
+        Conversions by lag and the trials that could show it, where delays are to be estimated.
+    settings : SteeringSettings
+    """
+
+    used: PeriodCounts
+    weights: Array
+    lags: tuple[Array, Array] | None
+    settings: SteeringSettings
+
+    @classmethod
+    def of(cls, counts: PeriodCounts, settings: SteeringSettings) -> Learning:
+        """Take counts up to the boundary.
+
+        Raises
+        ------
+        ValueError
+            If the counts contradict the settings.
+        """
+        used = counts.mature(settings.window_periods) if settings.delay == "gate" else counts
+        weights = period_weights(
+            used.n_periods,
+            half_life_periods=settings.half_life_periods,
+            window_periods=settings.sliding_window_periods,
+        )
+        estimated = settings.delay == "estimate" and settings.window_periods >= 1 and used.n_periods > 0
+        lags = lag_sums(used, settings.window_periods, weights) if estimated else None
+        return cls(used, weights, lags, settings)
+
+
+def estimate_delays(learning: Sequence[Learning]) -> list[DelayEstimate | None]:
+    """Estimate the delays of many experiments together; None where a definition asks for none."""
+    found: list[DelayEstimate | None] = [None] * len(learning)
+    alike: dict[tuple[int, BetaPrior], list[int]] = {}
+    for index, each in enumerate(learning):
+        if each.lags is not None:
+            alike.setdefault((each.settings.window_periods, each.settings.prior), []).append(index)
+    for (window_periods, prior), members in alike.items():
+        pairs = [lags for index in members if (lags := learning[index].lags) is not None]
+        conversions, exposed = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        together = estimate_delay(conversions, exposed, DelayGrid.of(DelaySettings(window_periods)), prior)
+        start = 0
+        for index, (of_arms, _) in zip(members, pairs, strict=True):
+            found[index] = together.rows(start, start + len(of_arms))
+            start += len(of_arms)
+    return found
+
+
 def steering_posterior(
     counts: PeriodCounts, settings: SteeringSettings, *, eligible: ArrayLike | None = None
 ) -> Steering:
@@ -137,20 +201,23 @@ def steering_posterior(
     -------
     Steering
     """
+    learning = Learning.of(counts, settings)
+    (delay,) = estimate_delays([learning])
+    return steering_with(learning, delay, eligible=eligible)
+
+
+def steering_with(
+    learning: Learning, delay: DelayEstimate | None, *, eligible: ArrayLike | None = None
+) -> Steering:
+    """Do the rest of :func:`steering_posterior` with a delay from :func:`estimate_delays`."""
     warnings: list[str] = []
-    n_arms = counts.trials.shape[1]
+    used, settings, weights = learning.used, learning.settings, learning.weights[:, None]
+    n_arms = used.trials.shape[1]
     mask = np.ones(n_arms, dtype=bool) if eligible is None else np.asarray(eligible, dtype=bool)
-    used = counts.mature(settings.window_periods) if settings.delay == "gate" else counts
-    weights = period_weights(
-        used.n_periods,
-        half_life_periods=settings.half_life_periods,
-        window_periods=settings.sliding_window_periods,
-    )[:, None]
     trials, successes = used.trials * weights, used.totals() * weights
-    delay = None
     certainty = np.ones(n_arms)
-    if settings.delay == "estimate" and settings.window_periods >= 1 and used.n_periods > 0:
-        delay, certainty, shown = _delay(used, settings, weights[:, 0], warnings)
+    if delay is not None:
+        certainty, shown = _delayed(learning, delay, warnings)
         trials = np.maximum(trials * shown, successes)
     factor = 1.0
     if settings.overdispersion and used.n_periods > 1:
@@ -196,25 +263,24 @@ def _gaussian(trials: Array, sums: Array, squares: Array, cap: float, prior: Bet
     return GaussianPosterior.from_sums(np.maximum(trials, least), sums, squares, gaussian)
 
 
-def _delay(
-    counts: PeriodCounts, settings: SteeringSettings, weights: Array, warnings: list[str]
-) -> tuple[DelayEstimate, Array, Array]:
-    """Delay estimate; share of each arm's trials left by its uncertainty; share shown by period."""
-    grid = DelayGrid.of(DelaySettings(settings.window_periods))
-    conversions, exposed = lag_sums(counts, settings.window_periods, weights)
-    estimate = estimate_delay(conversions, exposed, grid, settings.prior)
+def _delayed(learning: Learning, estimate: DelayEstimate, warnings: list[str]) -> tuple[Array, Array]:
+    """Share of each arm's trials left by its delay's uncertainty; share shown by period."""
+    counts, settings = learning.used, learning.settings
+    conversions, exposed = learning.lags or lag_sums(counts, settings.window_periods, learning.weights)
     lag = np.minimum(counts.ages(), settings.window_periods)
     shown = estimate.cdf[:, lag].T
-    worth = np.maximum((counts.trials * weights[:, None] * shown).sum(axis=0), conversions.sum(axis=1))
+    weighted = counts.trials * learning.weights[:, None]
+    worth = np.maximum((weighted * shown).sum(axis=0), conversions.sum(axis=1))
     certainty = np.divide(
         np.minimum(estimate.effective_trials, worth), worth, out=np.ones_like(worth), where=worth > 0.0
     )
     informed = conversions.sum(axis=1) > 0.0
     if informed.sum() > 1:
+        grid = DelayGrid.of(DelaySettings(settings.window_periods))
         ratio = float(log_likelihood_ratio_of_arms(conversions[informed], exposed[informed], grid))
         if ratio > _DELAYS_DIFFER:
             shown_lags = ", ".join(f"{lag:.1f}" for lag in estimate.mean_lag_periods)
             warnings.append(
                 f"the arms' delays differ (mean lags {shown_lags} periods): counts of pending trials mislead"
             )
-    return estimate, certainty, shown
+    return certainty, shown

@@ -1,12 +1,15 @@
 """A boundary of many experiments in a worker that is counting: how soon it is published, what the join loses.
 
-One worker has both roles. The topic counts holds ``--hours`` hours of ``--arms`` arms of every experiment;
-the worker counts a backlog of the usual work, and in the middle of it, in event time, a day ends: every
-experiment is computed anew. Printed: the join's rate before the boundary, while tables are outstanding, and
-after the last one (none where the backlog was through); when the first and the last table was published
-after the last source partition had passed the boundary; CPU of the join and of everything else in its
-process, an event; the worker's peak memory. The worker and its pool of processes share one core. What the
-join counted is compared with the oracle. The history is written as of a source partition that no worker owns.
+The topic counts holds ``--hours`` hours of ``--arms`` arms of every experiment; the worker counts a backlog
+of the usual work, and in the middle of it, in event time, a day ends: every experiment is computed anew.
+Printed: the join's rate before the boundary, while tables are outstanding, and after the last one (none
+where the backlog was through); when the first and the last table was published after the last source
+partition had passed the boundary; CPU of the join's process, an event; the allocator's start, from an empty
+process to every first table; the peak memory of both. What the join counted is compared with the oracle.
+The history is written as of a source partition that no worker owns.
+
+By default one worker has both roles, on one core with its pool of processes. With ``--apart`` the allocator
+is a worker of its own on the next core, which with two cores is the broker's.
 
 ``bench/allocator.py`` measures the same recompute alone, step by step.
 
@@ -145,10 +148,19 @@ async def measure(options: argparse.Namespace, bootstrap: str, folder: Path) -> 
     names = [f"experiment-{number}" for number in range(options.experiments)]
     topics: dict[str, str] = {topic: settings.topic(topic) for topic in SOURCES}
     n_expected, wanted = expected(work)
-    with Worker(settings, folder, roles="join,allocator") as worker:
-        async with within(options.deadline, worker), EdgeClient(settings) as edge:
-            await worker.until_ready()
+    roles = ("join", "allocator") if options.apart else ("join,allocator",)
+    with ExitStack() as stack:
+        started_s = time.monotonic()
+        workers = [
+            stack.enter_context(Worker(settings, folder, number, roles=each))
+            for number, each in enumerate(roles)
+        ]
+        worker, allocator = workers[0], workers[-1]
+        async with within(options.deadline, allocator), EdgeClient(settings) as edge:
+            for each in workers:
+                await each.until_ready()
             await until_visible(edge, names, 0, 0.0)
+            start_s = time.monotonic() - started_s
             n_marks = await mark(settings, work.start_ms)
             while await passed_ms(settings, work.start_ms) is None:  # noqa: ASYNC110 - the deadline ends it
                 await asyncio.sleep(POLL_S)
@@ -157,11 +169,16 @@ async def measure(options: argparse.Namespace, bootstrap: str, folder: Path) -> 
             await produce(work, bootstrap, topics)
             await until_visible(edge, names, boundary_ms, 0.0)
             await until_drained([worker], n_expected + n_marks)
-            used_s, peak_bytes = worker.cpu_seconds - used_s, worker.peak_bytes
-        await worker.stop()
+            used_s = worker.cpu_seconds - used_s
+            peaks_mib = [round(each.peak_bytes / 2**20) for each in workers]
+        for each in workers:
+            await each.stop()
     return await figures(options, settings, (began_ms, boundary_ms), wanted) | {
         "cpu_us_per_event": round(1e6 * used_s / n_expected, 1),
-        "peak_mib": round(peak_bytes / 2**20),
+        "apart": options.apart,
+        "start_s": round(start_s, 1),
+        "peak_mib": peaks_mib[0],
+        "allocator_peak_mib": peaks_mib[-1],
     }
 
 
@@ -204,7 +221,9 @@ COLUMNS: Mapping[str, str] = {
     "first_table_s": "first table s",
     "last_table_s": "last table s",
     "cpu_us_per_event": "CPU us/event",
+    "start_s": "allocator's start s",
     "peak_mib": "peak MiB",
+    "allocator_peak_mib": "allocator's",
     "exact": "exact",
 }
 
@@ -220,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arms", type=int, default=10)
     parser.add_argument("--hours", type=int, default=168, help="of history")
     parser.add_argument("--exposures", type=int, default=1_000_000, help="that the join counts meanwhile")
+    parser.add_argument("--apart", action="store_true", help="the allocator as a worker of its own")
     parser.add_argument("--deadline", type=float, default=3_600.0, help="seconds that the run may take")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     options = parser.parse_args(arguments)

@@ -306,7 +306,7 @@ class Metrics(_Registered):
         )
         self.results_duration_seconds = self._histogram(
             "results_duration_seconds",
-            "Time to make the results of up to eight experiments, waiting for a process included.",
+            "Time to make the results of up to 32 experiments, waiting for a process included.",
             _RECOMPUTE_BUCKETS_S,
         )
         self.allocator_failures_total = self._counter(

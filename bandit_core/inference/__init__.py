@@ -10,7 +10,14 @@ from bandit_core.inference.batched import BatchedContrast, batched_ols, require_
 from bandit_core.inference.contrasts import Contrast, Interval, lifts_against, pairwise_contrasts
 from bandit_core.inference.off_policy import NoOverlap, OffPolicyEstimate, off_policy, off_policy_difference
 from bandit_core.inference.ratio import RatioTest, sample_ratio_test
-from bandit_core.inference.report import ASSUMPTIONS, ArmReport, Report, ReportSettings, report
+from bandit_core.inference.report import (
+    ASSUMPTIONS,
+    ArmReport,
+    Report,
+    ReportSettings,
+    finished_posterior,
+    report,
+)
 from bandit_core.inference.sequences import (
     Sequence,
     difference_sequence,
@@ -19,11 +26,19 @@ from bandit_core.inference.sequences import (
     rest_increments,
     trailing_arms,
 )
-from bandit_core.inference.stopping import Estimate, InSample, StopAdvice, in_sample, safe_to_stop
+from bandit_core.inference.stopping import (
+    STOP_QUANTILE,
+    Estimate,
+    InSample,
+    StopAdvice,
+    in_sample,
+    safe_to_stop,
+)
 from bandit_core.inference.values import value_difference, value_lift
 
 __all__ = [
     "ASSUMPTIONS",
+    "STOP_QUANTILE",
     "ArmReport",
     "BatchedContrast",
     "Contrast",
@@ -39,6 +54,7 @@ __all__ = [
     "StopAdvice",
     "batched_ols",
     "difference_sequence",
+    "finished_posterior",
     "harmful_arms",
     "in_sample",
     "lift_sequence",

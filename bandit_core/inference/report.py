@@ -28,7 +28,7 @@ from bandit_core.inference.values import value_difference
 from bandit_core.posteriors.beta import BetaPosterior
 from bandit_core.stratification import stratify
 
-__all__ = ["ASSUMPTIONS", "ArmReport", "Report", "ReportSettings", "report"]
+__all__ = ["ASSUMPTIONS", "ArmReport", "Report", "ReportSettings", "finished_posterior", "report"]
 
 Array = NDArray[np.float64]
 
@@ -184,6 +184,7 @@ def report(
     crossovers: float = 0.0,
     eligible: ArrayLike | None = None,
     settings: ReportSettings | None = None,
+    value_remaining: float | None = None,
 ) -> Report:
     """Report on one experiment.
 
@@ -203,6 +204,9 @@ def report(
     eligible : array_like of bool, shape (n_arms,), optional
         Arms still live; default all.
     settings : ReportSettings, optional
+    value_remaining : float, optional
+        Of :func:`finished_posterior`, among live arms, where it was worked out with those of other
+        experiments: ten together cost what two cost one by one.
     """
     settings = settings or ReportSettings()
     n_arms = counts.trials.shape[1]
@@ -212,7 +216,7 @@ def report(
     best, worst = done.extremes()
     contrasts = _contrasts(done, [arm for arm in (control, best, worst) if arm is not None])
     ratio = sample_ratio_test(counts.trials, propensities) if counts.n_periods else None
-    posterior = BetaPosterior.from_counts(done.n.sum(axis=0)[None], done.s.sum(axis=0)[None])
+    posterior = _posterior(mature)
     days = counts.n_periods / settings.periods_per_day
     reversals, exploration = _leaders(counts, settings)
     return Report(
@@ -224,11 +228,26 @@ def report(
         _bandit_effect(done, comparison, window_periods),
         float(ratio.p_value[-1]) if ratio is not None else 1.0,
         bool(ratio.alarm[-1]) if ratio is not None else False,
-        safe_to_stop(posterior, days=days, eligible=live, lower_is_better=settings.lower_is_better),
+        safe_to_stop(
+            posterior,
+            days=days,
+            eligible=live,
+            lower_is_better=settings.lower_is_better,
+            value_remaining=value_remaining,
+        ),
         reversals,
         exploration,
         _warnings(counts, done, ratio, crossovers, window_periods),
     )
+
+
+def finished_posterior(counts: PeriodCounts, window_periods: int) -> BetaPosterior:
+    """Posterior, shape (1, n_arms), of the periods older than the conversion window: advice on stopping's."""
+    return _posterior(counts.mature(window_periods))
+
+
+def _posterior(mature: PeriodCounts) -> BetaPosterior:
+    return BetaPosterior.from_counts(mature.trials.sum(axis=0)[None], mature.totals().sum(axis=0)[None])
 
 
 def _contrasts(done: _Finished, told: list[int]) -> tuple[Contrast, ...]:

@@ -14,9 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from bandit_core.posteriors.base import Posterior
 
-__all__ = ["Estimate", "InSample", "StopAdvice", "in_sample", "safe_to_stop"]
+__all__ = ["STOP_QUANTILE", "Estimate", "InSample", "StopAdvice", "in_sample", "safe_to_stop"]
 
 Array = NDArray[np.float64]
+
+STOP_QUANTILE = 0.95  # of the value remaining
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ def safe_to_stop(
     lower_is_better: bool = False,
     threshold: float = 0.01,
     min_weeks: int = 2,
+    value_remaining: float | None = None,
 ) -> StopAdvice:
     """Advise on stopping one experiment.
 
@@ -62,9 +65,14 @@ def safe_to_stop(
         Value remaining, relative, below which it is safe.
     min_weeks : int
         Whole weeks it must have run.
+    value_remaining : float, optional
+        The posterior's, at :data:`STOP_QUANTILE`, where it is known already.
     """
     mask = None if eligible is None else np.asarray(eligible, dtype=bool)[None]
-    remaining = float(posterior.value_remaining(0.95, eligible=mask, lower_is_better=lower_is_better)[0])
+    remaining = value_remaining
+    if remaining is None:
+        found = posterior.value_remaining(STOP_QUANTILE, eligible=mask, lower_is_better=lower_is_better)
+        remaining = float(found[0])
     weeks = int(days // 7)
     if remaining >= threshold:
         reason = f"up to {remaining:.1%} could still be won (95th percentile); below {threshold:.1%} is safe"

@@ -16,13 +16,13 @@ class AllocatorContext(NamedTuple):
     """Shared by all owners.
 
     ``settings``: addresses, topics, clock; ``experiments``: the definitions, started; ``pool``: where
-    allocations and results are computed; ``metrics``: counters and gauges of the worker; ``clock``: epoch ms;
-    ``behind``: partitions with allocations that are due, for which results wait.
+    allocations are computed; ``results_pool``: where results are, which give way; ``metrics``: counters and
+    gauges of the worker; ``clock``: epoch ms.
     """
 
     settings: Settings
     experiments: CompactedView[str, ExperimentRecord]
     pool: ComputePool
+    results_pool: ComputePool
     metrics: Metrics
     clock: Callable[[], int]
-    behind: set[int]

@@ -63,7 +63,13 @@ class Asked(NamedTuple):
         return self.arm_ids.index(self.control) if self.control in self.arm_ids else None
 
 
-def infer(observed: Observed, asked: Asked, *, batched: Batched | None = None) -> Inference:
+def infer(
+    observed: Observed,
+    asked: Asked,
+    *,
+    batched: Batched | None = None,
+    value_remaining: float | None = None,
+) -> Inference:
     """Make the claims.
 
     Parameters
@@ -74,6 +80,8 @@ def infer(observed: Observed, asked: Asked, *, batched: Batched | None = None) -
         What the definition says.
     batched
         Contrasts of batched least squares, or why there are none.
+    value_remaining
+        As for :func:`bandit_core.inference.report`.
     """
     logged, unknown = _logged(observed, asked)
     found = core.report(
@@ -87,6 +95,7 @@ def infer(observed: Observed, asked: Asked, *, batched: Batched | None = None) -
         settings=core.ReportSettings(
             lower_is_better=asked.lower_is_better, values=asked.values, alpha=1.0 - LEVEL
         ),
+        value_remaining=value_remaining,
     )
     warnings = [_named(text, asked.arm_ids) for text in found.warnings]
     if unknown:

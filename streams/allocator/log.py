@@ -61,6 +61,7 @@ class Published(NamedTuple):
 
 _encode = msgspec.json.Encoder().encode
 _claim_decoder = msgspec.json.Decoder(Claim)
+_START, _UNVERSIONED = b'{"experiment_id":', b',"version":0,'
 
 
 def encode_claim(claim: Claim) -> bytes:
@@ -91,6 +92,9 @@ def versioned(raw: bytes, version: int, state: AllocationState | None = None) ->
 
     While the next model trains, ``state`` says so there; the log knows no such record.
     """
+    if state is None and raw.startswith(_START):
+        # Within a string a quote has a backslash before it, so the first match is the field.
+        return raw.replace(_UNVERSIONED, b',"version":%d,' % version, 1)
     logged = decode_allocation(raw)
     return encode_allocation(
         msgspec.structs.replace(logged, version=version, state=logged.state if state is None else state)

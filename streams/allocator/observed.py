@@ -61,6 +61,11 @@ class Observation:
         """Tell whether there is any record."""
         return bool(self._records)
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of the records."""
+        return sum(map(len, self._records.values()))
+
     def absorb(self, raw_key: bytes, raw_value: bytes | None) -> None:
         """Take in a record of the experiment; its order decides, not when it is read.
 

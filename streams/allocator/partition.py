@@ -26,8 +26,8 @@ import msgspec
 from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError
 
-from streams.allocations import Allocation, decode_allocation, encode_allocation
-from streams.allocator.compute import Failure
+from streams.allocations import Allocation, decode_allocation
+from streams.allocator.compute import Computed, Failure
 from streams.allocator.context import AllocatorContext
 from streams.allocator.counts_state import CountsState
 from streams.allocator.inputs import Job, Stamp, gather_inputs, is_chained
@@ -69,7 +69,7 @@ class PartitionAllocator:
         self.partition = partition
         self.active = False  # claimed, and not suspended
         self._context = context
-        self._settings, self._experiments, self._pool, self._metrics, self._clock, self._behind = context
+        self._settings, self._experiments, self._pool, _, self._metrics, self._clock = context
         self._generation = -1
         self._resumed = asyncio.Event()
         self._claim_wanted = True
@@ -200,18 +200,14 @@ class PartitionAllocator:
         )
 
     async def _serve(self) -> None:
-        try:
-            while not self._claim_wanted:
-                self.active = self._resumed.is_set()
-                if self.active:
-                    self._check_fence()
-                    await self._publish_again()
-                    if await self._round():
-                        continue
-                self._behind.discard(self.partition)
-                await self._reader.poll()
-        finally:
-            self._behind.discard(self.partition)
+        while not self._claim_wanted:
+            self.active = self._resumed.is_set()
+            if self.active:
+                self._check_fence()
+                await self._publish_again()
+                if await self._round():
+                    continue
+            await self._reader.poll()
         self.active = False
 
     def _check_fence(self) -> None:
@@ -333,7 +329,6 @@ class PartitionAllocator:
                 slice_end_s = time.perf_counter() + SLICE_S
         if not jobs:
             return False
-        self._behind.add(self.partition)
         fitted = {job.inputs.experiment_id for job in jobs if job.inputs.context is not None}
         quick = [job for job in jobs if job.inputs.experiment_id not in fitted]
         if quick:
@@ -397,18 +392,18 @@ class PartitionAllocator:
             boundary_ms = max(boundary_ms, before.boundary_ms if before else 0)
             self._advance(experiment_id, Handled(boundary_ms, record.revision, record.status))
 
-    async def _compute(self, jobs: Sequence[Job]) -> list[Allocation]:
+    async def _compute(self, jobs: Sequence[Job]) -> list[Computed]:
         start_s = time.perf_counter()
         results = await self._pool.compute(jobs)
         self._metrics.recompute_duration_seconds.observe((time.perf_counter() - start_s) / len(jobs))
-        allocations = []
+        found = []
         for job, result in zip(jobs, results, strict=True):
-            if isinstance(result, Allocation):
-                allocations.append(result)
+            if isinstance(result, Computed):
+                found.append(result)
                 continue
             self._report(result)
             self._fail(result.experiment_id, job.inputs.boundary_ms)
-        return allocations
+        return found
 
     def _report(self, failure: Failure) -> None:
         log.error(
@@ -421,37 +416,33 @@ class PartitionAllocator:
 
     # --- what is published
 
-    async def _publish(self, allocations: Sequence[Allocation]) -> None:
+    async def _publish(self, computed: Sequence[Computed]) -> None:
         """Log, read back, publish; raises Fenced before the last step if a newer claim is in the log."""
-        encoded: list[tuple[Allocation, bytes]] = []
-        for allocation in allocations:
-            try:
-                encoded.append((allocation, encode_allocation(allocation)))
-            except ValueError as error:
-                self._report(Failure(allocation.experiment_id, str(error)))
-                self._fail(allocation.experiment_id, allocation.boundary_ms)
         offsets = await self._writer.send(
-            "allocation-log", [(allocation.experiment_id.encode(), raw) for allocation, raw in encoded]
+            "allocation-log", [(each.experiment_id.encode(), each.raw) for each in computed]
         )
         if not offsets:
             return
         await self._reader.read_to("allocation-log", max(offsets) + 1)
         self._check_fence()
         tables = [
-            msgspec.structs.replace(allocation, version=offset)
-            for (allocation, _), offset in zip(encoded, offsets, strict=True)
+            msgspec.structs.replace(decode_allocation(each.raw), version=offset, inputs={})
+            for each, offset in zip(computed, offsets, strict=True)
         ]
-        values = [None if table.status == "archived" else encode_allocation(table) for table in tables]
-        placed = await self._writer.send(
-            "allocations",
-            [(table.experiment_id.encode(), value) for table, value in zip(tables, values, strict=True)],
-        )
+        values = [
+            (
+                table.experiment_id.encode(),
+                None if _is_archived(table) else versioned(each.raw, table.version),
+            )
+            for each, table in zip(computed, tables, strict=True)
+        ]
+        placed = await self._writer.send("allocations", values)
         for table, offset in zip(tables, placed, strict=True):
             self._note(table, offset, table.trigger)
         self._dirty.update(table.experiment_id for table in tables)
 
     def _note(self, table: Allocation, offset: int, trigger: str) -> None:
-        archived = table.status == "archived"
+        archived = _is_archived(table)
         self._results.published(table)
         self._training.discard(table.experiment_id)
         self._current[table.experiment_id] = (offset, None if archived else table.version)
@@ -491,3 +482,7 @@ class PartitionAllocator:
         for each, offset in zip(newest, placed, strict=True):
             table = msgspec.structs.replace(decode_allocation(each.raw), version=each.version)
             self._note(table, offset, "owner")
+
+
+def _is_archived(table: Allocation) -> bool:
+    return table.status == "archived"

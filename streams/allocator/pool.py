@@ -1,15 +1,16 @@
 """Where allocations are computed: small batches at once, large ones in other processes.
 
-What: `ComputePool.compute` is :func:`streams.allocator.compute.compute` that never holds up the event loop
-for long: up to `DIRECT_MAX_ARMS` arms (some ten milliseconds) are computed in place, more go to a process
-pool, which is started when it is first needed. If the pool breaks (a child was killed), the work is done in
-a new one.
+What: `ComputePool.compute` is :func:`streams.allocator.compute.compute_encoded` that never holds up the
+event loop for long: up to `DIRECT_MAX_ARMS` arms (some ten milliseconds) are computed in place, more go to a
+process pool, which is started when it is first needed. If the pool breaks (a child was killed), the work is
+done in a new one.
 
 Why processes: the maths is NumPy on small arrays, most of it under Python's lock, so threads would not
 help. Spawned and not forked, because the parent has threads and open connections. A child ends itself when
 its parent is gone, also by SIGKILL: a killed worker must not leave processes behind.
 
-Cost: about a second for the first large batch; 0.3 ms of one core per allocation of ten arms.
+Cost: about a second for the first large batch and 75 MiB for each process; an allocation of ten arms takes
+some 1.1 ms of one core.
 """
 
 import asyncio
@@ -24,8 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any, TypeVar
 
-from streams.allocations import Allocation
-from streams.allocator.compute import Failure, Job, compute
+from streams.allocator.compute import Computed, Failure, Job, compute_encoded
 
 __all__ = ["ComputePool"]
 
@@ -37,8 +37,9 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 
-def _initialise() -> None:
-    """Leave signals to the parent, and end when it does."""
+def _initialise(niceness: int) -> None:
+    """Leave signals to the parent, end when it does, and give way to others."""
+    os.nice(niceness)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -64,10 +65,13 @@ class ComputePool:
     ----------
     max_workers
         Processes; by default one for each core but one, at least one, at most four.
+    niceness
+        By how much they give way to the worker's other processes where cores are short, 0 to 19.
     """
 
-    def __init__(self, max_workers: int | None = None) -> None:
+    def __init__(self, max_workers: int | None = None, *, niceness: int = 0) -> None:
         self._max_workers = max_workers or max(1, min(4, (os.cpu_count() or 2) - 1))
+        self._niceness = niceness
         self._executor: ProcessPoolExecutor | None = None
 
     @property
@@ -75,7 +79,7 @@ class ComputePool:
         """Whether there are processes."""
         return self._executor is not None
 
-    async def compute(self, jobs: Sequence[Job]) -> list[Allocation | Failure]:
+    async def compute(self, jobs: Sequence[Job]) -> list[Computed | Failure]:
         """Compute allocations, in the order of the jobs.
 
         Raises
@@ -84,7 +88,7 @@ class ComputePool:
             If the processes are killed again and again.
         """
         if sum(map(_cost_arms, jobs)) <= DIRECT_MAX_ARMS:
-            return compute(jobs)
+            return compute_encoded(jobs)
         try:
             return await self._elsewhere(jobs)
         except BrokenProcessPool:
@@ -101,7 +105,10 @@ class ComputePool:
         """
         if self._executor is None:
             self._executor = ProcessPoolExecutor(
-                self._max_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_initialise
+                self._max_workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_initialise,
+                initargs=(self._niceness,),
             )
         executor = self._executor
         try:
@@ -111,9 +118,9 @@ class ComputePool:
                 self.close()  # the next call gets new processes
             raise
 
-    async def _elsewhere(self, jobs: Sequence[Job]) -> list[Allocation | Failure]:
+    async def _elsewhere(self, jobs: Sequence[Job]) -> list[Computed | Failure]:
         chunks = [jobs[start : start + CHUNK_MAX_JOBS] for start in range(0, len(jobs), CHUNK_MAX_JOBS)]
-        parts = await asyncio.gather(*(self.run(compute, chunk) for chunk in chunks))
+        parts = await asyncio.gather(*(self.run(compute_encoded, chunk) for chunk in chunks))
         return [result for part in parts for result in part]
 
     def close(self) -> None:

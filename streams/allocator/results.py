@@ -5,19 +5,19 @@ What: the owner of a counts partition hands on what it reads and publishes (`cou
 the topic results. Of an experiment only the newest allocation is worked on: whoever is behind leaves out
 what nobody would read.
 
-Why apart from the owner's loop: allocations must not wait for results. Both take the same cores, so results
-begin when no allocation of the worker is due any more. Chances of units from weeks ago are in the allocation
-log, so after a hand-over it is read from the oldest version that any unit names, in the background; results
-wait for that, allocations do not. An owner that was paused may write late results over a new owner's; they
-stand until the next interval, and claim nothing that the older counts did not say.
+Why apart from the owner's loop: allocations must not wait for results, which cost twenty times as much. So
+these are made in processes of their own, which give way to everything else of the worker. Chances of units
+from weeks ago are in the allocation log, so after a hand-over it is read from the oldest version that any
+unit names, in the background; results wait for that, allocations do not. An owner that was paused may write
+late results over a new owner's; they stand until the next interval, and claim nothing that the older counts
+did not say.
 
 Cost: memory, besides the counts, of some 60 bytes a cell and 300 bytes an allocation of ten arms; time in
-a process of the pool, measured in docs/experiments.md; after a hand-over one read of the log.
+those processes, measured in docs/experiments.md; after a hand-over one read of the log.
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -39,10 +39,9 @@ from streams.results import Results, decode_results, encode_results
 
 __all__ = ["PartitionResults"]
 
-AT_ONCE = 2  # of a partition: an allocation that becomes due meanwhile waits for those in the processes
+AT_ONCE = 32  # of a partition: together they cost half, and are published a second or two later
+AT_ONCE_BYTES = 8 << 20  # of counts
 IDLE_S = 0.5
-BEHIND_POLL_S = 0.05
-HELD_UP_MOST_S = 120.0
 RETRY_S = 1.0
 RECORDS_PER_TURN = 200
 
@@ -69,14 +68,13 @@ class PartitionResults:
         active: Callable[[], bool],
     ) -> None:
         self._partition = partition
-        self._settings, self._experiments, self._pool, self._metrics, self._clock, self._behind = context
+        self._settings, self._experiments, _, self._pool, self._metrics, self._clock = context
         self._active = active
         self._observed: dict[str, Observation] = {}
         self._log: dict[str, dict[int, Logged]] = {}
         self._known: dict[str, Allocation] = {}  # until it is seen whose results are there
         self._due: dict[str, Allocation] = {}
         self._wake = asyncio.Event()
-        self._held_up_since_s: float | None = None
         self._writer = PartitionWriter(context.settings, partition)
         self._task: asyncio.Task[None] | None = None
 
@@ -178,12 +176,7 @@ class PartitionResults:
                     await self._wake.wait()
             if not self._due or not self._active():
                 return
-        if self._waits():
-            await asyncio.sleep(BEHIND_POLL_S)
-            return
-        taken = dict(sorted(self._due.items())[:AT_ONCE])
-        for experiment_id in taken:
-            del self._due[experiment_id]
+        taken = self._take()
         try:
             made = await self._made(taken)
             if self._active():  # else they are the next owner's
@@ -193,15 +186,19 @@ class PartitionResults:
             self._due = taken | self._due
             raise
 
-    def _waits(self) -> bool:
-        """Whether allocations are due: they go first, but hold results up for so long only."""
-        if not self._behind:
-            self._held_up_since_s = None
-            return False
-        now_s = time.monotonic()
-        if self._held_up_since_s is None:
-            self._held_up_since_s = now_s
-        return now_s - self._held_up_since_s < HELD_UP_MOST_S
+    def _take(self) -> dict[str, Allocation]:
+        """Take some of what is due: no more than a process can well be given at once."""
+        taken: dict[str, Allocation] = {}
+        n_bytes = 0
+        for experiment_id in sorted(self._due):
+            observation = self._observed.get(experiment_id)
+            n_bytes += observation.n_bytes if observation is not None else 0
+            if taken and n_bytes > AT_ONCE_BYTES:
+                break
+            taken[experiment_id] = self._due.pop(experiment_id)
+            if len(taken) == AT_ONCE:
+                break
+        return taken
 
     async def _made(self, tables: dict[str, Allocation]) -> list[tuple[bytes, bytes | None]]:
         found: list[tuple[bytes, bytes | None]] = []
@@ -213,8 +210,9 @@ class PartitionResults:
                 found.append((experiment_id.encode(), None))
             elif (job := self._job(experiment_id, table)) is not None:
                 jobs.append(job)
+            await asyncio.sleep(0)  # putting a long one together takes milliseconds
         with self._metrics.results_duration_seconds.time():
-            results = await asyncio.gather(*(self._pool.run(try_results, job) for job in jobs))
+            results = await self._pool.run(try_results, jobs) if jobs else []
         for result in results:
             if isinstance(result, Results):
                 found.append((result.experiment_id.encode(), encode_results(result)))

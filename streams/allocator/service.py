@@ -35,6 +35,8 @@ __all__ = ["AllocatorService", "wall_clock_ms"]
 
 POLL_MS = 1_000
 RETRY_S = 1.0
+RESULTS_MAX_WORKERS = 2
+RESULTS_NICENESS = 10  # a tenth of what allocations and the join get of a core they share
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,10 @@ class AllocatorService(Service):
     ) -> None:
         super().__init__()
         self._settings = settings
-        self._context = AllocatorContext(settings, experiments, pool or ComputePool(), metrics, clock, set())
+        results_pool = ComputePool(RESULTS_MAX_WORKERS, niceness=RESULTS_NICENESS)
+        self._context = AllocatorContext(
+            settings, experiments, pool or ComputePool(), results_pool, metrics, clock
+        )
         self._consumer: Any = None
         self._owned: dict[int, PartitionAllocator] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
@@ -144,6 +149,7 @@ class AllocatorService(Service):
         if self._consumer is not None:
             await self._consumer.stop()
         self._context.pool.close()
+        self._context.results_pool.close()
 
     @Service.task
     async def _stay_in_group(self) -> None:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from streams.allocations import Allocation, decode_allocation, encode_allocation
-from streams.allocator.compute import Job, Stamp, compute, inputs_of
+from streams.allocator.compute import Job, Stamp, compute, compute_encoded, inputs_of
 from streams.allocator.counts_state import ArmCounts
 from streams.allocator.log import Claim, encode_claim, versioned
 from streams.audit import AuditReport, PartitionAudit, first_difference
@@ -52,7 +52,7 @@ def run(records: Sequence[Read], *, start: int = 0) -> tuple[AuditReport, Partit
     for record in records:
         found = audited.take(record)
         if found is not None:
-            audited.recheck(found, compute([found.job])[0])
+            audited.recheck(found, compute_encoded([found.job])[0])
     return report, audited
 
 

@@ -100,3 +100,14 @@ def test_the_published_bytes_differ_from_the_logged_ones_by_the_version_only() -
     published = versioned(logged, 12)
     assert decode_allocation(published).version == 12
     assert versioned(published, 0) == logged
+
+
+@pytest.mark.parametrize(
+    "experiment_id", ["e", 'odd","version":0,"claim', "a\\", "\N{SNOWMAN}", ',"version":0,']
+)
+def test_only_the_version_differs_between_the_two_topics(experiment_id: str) -> None:
+    raw = table(experiment_id, 5)
+    slow = encode_allocation(msgspec.structs.replace(decode_allocation(raw), version=1234))
+    assert versioned(raw, 1234) == slow
+    of_another_release = b" " + raw
+    assert versioned(of_another_release, 1234) == slow

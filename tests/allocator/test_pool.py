@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from streams.allocations import Allocation, encode_allocation
-from streams.allocator.compute import Failure, Job, Stamp, compute, inputs_of
+from streams.allocator.compute import Computed, Failure, Job, Stamp, compute, inputs_of
 from streams.allocator.counts_state import ArmCounts
 from streams.allocator.pool import DIRECT_MAX_ARMS, ComputePool
 from streams.experiments.definition import Arm, Counting, ExperimentRecord, Reward
@@ -36,8 +36,12 @@ def jobs(n: int) -> list[Job]:
     ]
 
 
-def encoded(results: list[Allocation | Failure]) -> list[bytes]:
-    return [encode_allocation(result) for result in results if isinstance(result, Allocation)]
+def encoded(found: list[Computed | Failure]) -> list[bytes]:
+    return [each.raw for each in found if isinstance(each, Computed)]
+
+
+def tables(work: list[Job]) -> list[Allocation]:
+    return [each for each in compute(work) if isinstance(each, Allocation)]
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def pool() -> Iterator[ComputePool]:
 
 async def test_a_small_batch_starts_no_process(pool: ComputePool) -> None:
     few = jobs(DIRECT_MAX_ARMS // 2)
-    assert encoded(await pool.compute(few)) == encoded(compute(few))
+    assert encoded(await pool.compute(few)) == [encode_allocation(each) for each in tables(few)]
     assert not pool.started
 
 
@@ -57,13 +61,23 @@ async def test_a_large_batch_gives_the_same_bytes_also_after_its_process_was_kil
     pool: ComputePool,
 ) -> None:
     many = jobs(90)
-    expected = encoded(compute(many))
+    expected = [encode_allocation(each) for each in tables(many)]
     assert encoded(await pool.compute(many)) == expected
     assert pool.started
     (child,) = multiprocessing.active_children()
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     assert encoded(await pool.compute(many)) == expected
+
+
+async def test_results_give_way_to_allocations(pool: ComputePool) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    nice = ComputePool(max_workers=1, niceness=7)
+    try:
+        assert await pool.run(os.getpriority, os.PRIO_PROCESS, 0) == own
+        assert await nice.run(os.getpriority, os.PRIO_PROCESS, 0) == min(own + 7, 19)
+    finally:
+        nice.close()
 
 
 def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:

@@ -227,8 +227,16 @@ def test_results_before_a_boundary_do_not_see_what_came_after_it() -> None:
     assert only == early
 
 
-def test_what_cannot_be_made_is_told() -> None:
-    broken = observation(rates(a=(1, 5), b=(1, 5)))
-    failed = try_results(job(broken, experiment()))
+def test_together_the_same_as_alone_and_what_cannot_be_made_is_told() -> None:
+    lower = experiment(lower_is_better=True)
+    jobs = [
+        job(observation(rates(a=(1000, 50 + n), b=(900, 60)), hours=10), record, hours=10)
+        for n, record in enumerate([experiment(), lower, experiment(), lower])
+    ]
+    broken = job(observation(rates(a=(1, 5), b=(1, 5))), experiment())
+    none = job(Observation(), experiment())
+    *together, failed, empty = try_results([*jobs, broken, none])
+    assert together == [make_results(each) for each in jobs]
+    assert empty == make_results(none)
     assert isinstance(failed, ResultsFailed)
     assert "more successes than trials" in failed.message

@@ -97,14 +97,21 @@ def test_a_posterior_covers_the_rate_whatever_the_delay() -> None:
     assert (naive < 0.975).mean() < 0.01
 
 
-def test_a_batch_gives_the_same_as_one() -> None:
-    rng = np.random.default_rng(0)
-    exposed = np.broadcast_to(np.maximum(500.0 * (30 - np.arange(73.0)), 0.0), (5, 2, 73))
-    conversions = rng.poisson(exposed * 0.001).astype(float)
-    batch = estimate_delay(conversions, exposed, GRID)
-    one = estimate_delay(conversions[3], exposed[3], GRID)
-    assert batch.alpha[3].tobytes() == one.alpha.tobytes()
-    assert batch.cdf[3].tobytes() == one.cdf.tobytes()
+@pytest.mark.parametrize("window", [1, 24, 72, 168])
+def test_a_batch_gives_the_same_as_one_bit_for_bit(window: int) -> None:
+    rng = np.random.default_rng(window)
+    grid = DelayGrid.of(DelaySettings(window))
+    lags, n_rows = np.arange(window + 1.0), 150
+    ages = rng.integers(1, 2 * window + 3, n_rows)
+    exposed = np.maximum(rng.integers(1, 3000, n_rows)[:, None] * (ages[:, None] - lags), 0.0)
+    rates = rng.choice([0.0001, 0.001, 0.02], n_rows)[:, None]
+    conversions = rng.poisson(exposed * rates * np.exp(-3.0 * lags / window)).astype(float)
+    batch = estimate_delay(conversions, exposed, grid)
+    for row in rng.integers(0, n_rows, 10).tolist():
+        for rows in (slice(row, row + 1), slice(max(row - 4, 0), row + 1)):
+            few = estimate_delay(conversions[rows], exposed[rows], grid)
+            for name in ("alpha", "beta", "effective_trials", "mean_lag_periods", "shown", "cdf"):
+                assert getattr(few, name)[-1].tobytes() == getattr(batch, name)[row].tobytes()
 
 
 def test_no_data_gives_the_prior() -> None:
