@@ -16,6 +16,7 @@ archived experiment the last record has status ``archived`` and no arms.
 Cost: O(1) a record, besides decoding it.
 """
 
+import re
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ class Published(NamedTuple):
 
 _encode = msgspec.json.Encoder().encode
 _claim_decoder = msgspec.json.Decoder(Claim)
-_START, _UNVERSIONED = b'{"experiment_id":', b',"version":0,'
+_START = re.compile(rb'({"experiment_id":"(?:[^"\\]|\\.)*","version":)\d+')
 
 
 def encode_claim(claim: Claim) -> bytes:
@@ -92,9 +93,9 @@ def versioned(raw: bytes, version: int, state: AllocationState | None = None) ->
 
     While the next model trains, ``state`` says so there; the log knows no such record.
     """
-    if state is None and raw.startswith(_START):
-        # Within a string a quote has a backslash before it, so the first match is the field.
-        return raw.replace(_UNVERSIONED, b',"version":%d,' % version, 1)
+    start = _START.match(raw)
+    if state is None and start is not None:
+        return b"%b%d%b" % (start[1], version, raw[start.end() :])
     logged = decode_allocation(raw)
     return encode_allocation(
         msgspec.structs.replace(logged, version=version, state=logged.state if state is None else state)
