@@ -76,8 +76,8 @@ class ProgressRecord(NamedTuple):
     watermark_ms: int
 
 
-class CellRow(NamedTuple):
-    """A cell as it stands on the wire: experiment and bucket are the key's."""
+class CellRow(Struct, frozen=True, array_like=True, gc=False):
+    """A cell as it stands on the wire, an array: experiment and bucket are the key's."""
 
     version: int
     view: View
@@ -193,7 +193,17 @@ def decode_counts(key: CountsKey, raw: bytes) -> CountsRecord:
 
 def _cells(key: CountsKey, rows: Iterable[CellRow]) -> Iterable[tuple[CellKey, Cell]]:
     for row in rows:
-        cell_key = CellKey(key.experiment_id, *row[:7], key.bucket)
+        cell_key = CellKey(
+            key.experiment_id,
+            row.version,
+            row.view,
+            row.metric,
+            row.arm_id,
+            row.segment,
+            row.group,
+            row.allocation_version,
+            key.bucket,
+        )
         lags = {lag: LagCounts(*counts) for lag, *counts in row.lags}
         yield cell_key, Cell(row.trials, row.crossovers, lags)
 

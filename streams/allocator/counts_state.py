@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from streams.allocator.packing import (
+    MICROS,
+    MICROS2,
     HourSums,
     Packed,
     Period,
@@ -78,7 +80,7 @@ class _Experiment:
     )
 
     def __init__(self) -> None:
-        self.slots: dict[_Slot, int] = {}
+        self.slots: dict[tuple[View, int, str, str, str], int] = {}
         self.sources: set[int] = set()
         self.lag_successes: list[array[int]] = []  # by slot and lag, of all folded buckets, whenever dated
         self.names: list[_Slot] = []
@@ -129,30 +131,39 @@ class _Experiment:
                 self._add(bucket, unpack(self.records[bucket, source_partition]), 1)
         while self.tail_hours and self.tail_hours[0] < hour:
             for slot, increments in self.tails.pop(heapq.heappop(self.tail_hours)).items():
-                _add_to(self.totals[slot], 0, *increments)
+                _add_to(self.totals[slot], *increments)
 
     def _add(self, bucket: int, packed: Packed, sign: int) -> None:
-        for slot, trials, lags in packed.rows:
-            total = self.totals[slot]
-            total[0] += sign * trials
-            by_lag = self.lag_successes[slot]
-            for lag in lags:
-                hour = bucket + lag[0]
-                successes, value, value_sq = increments_of(lag)
-                place = min(lag[0], LAG_MAX_HOURS)
-                if place >= len(by_lag):
-                    by_lag.extend([0] * (place + 1 - len(by_lag)))
-                by_lag[place] += sign * successes
-                if hour < self.folded_hour:
-                    _add_to(total, 0, sign * successes, sign * value, sign * value_sq)
-                    continue
-                if hour not in self.tails:
-                    self.tails[hour] = {}
-                    heapq.heappush(self.tail_hours, hour)
-                increments = self.tails[hour].setdefault(slot, [0, 0, 0])
-                increments[0] += sign * successes
-                increments[1] += sign * value
-                increments[2] += sign * value_sq
+        for row in packed.rows:
+            units = successes = value = value_sq = 0
+            if row.lags:
+                by_lag = self.lag_successes[row.slot]
+                most = min(row.lags[-1][0], LAG_MAX_HOURS)
+                if most >= len(by_lag):
+                    by_lag.extend([0] * (most + 1 - len(by_lag)))
+                for lag in row.lags:
+                    by_lag[min(lag[0], LAG_MAX_HOURS)] += sign * lag[1]
+                    if bucket + lag[0] >= self.folded_hour:
+                        self._add_later(bucket + lag[0], row.slot, increments_of(lag), sign)
+                    elif len(lag) == 2:
+                        units += lag[1]  # rewards of 1
+                    else:
+                        successes += lag[1]
+                        value += lag[2]
+                        value_sq += lag[3]
+            total = self.totals[row.slot]
+            total[0] += sign * row.trials
+            total[1] += sign * (units + successes)
+            total[2] += sign * (units * MICROS + value)
+            total[3] += sign * (units * MICROS2 + value_sq)
+
+    def _add_later(self, hour: int, slot: int, more: tuple[int, int, int], sign: int) -> None:
+        if hour not in self.tails:
+            self.tails[hour] = {}
+            heapq.heappush(self.tail_hours, hour)
+        increments = self.tails[hour].setdefault(slot, [0, 0, 0])
+        for i, value in enumerate(more):
+            increments[i] += sign * value
 
     def rows_of(self, bucket: int) -> Iterator[Row]:
         """Rows of a bucket, of all source partitions in order."""
@@ -167,16 +178,15 @@ class _Experiment:
         for (bucket, _), raw in self.records.items():
             if bucket >= hour:
                 continue
-            for slot, trials, lags in unpack(raw).rows:
-                totals[slot][0] += trials
-                for lag in lags:
+            for row in unpack(raw).rows:
+                totals[row.slot][0] += row.trials
+                for lag in row.lags:
                     if bucket + lag[0] < hour:
-                        _add_to(totals[slot], 0, *increments_of(lag))
+                        _add_to(totals[row.slot], *increments_of(lag))
         return totals
 
 
-def _add_to(total: list[int], trials: int, successes: int, value: int, value_sq: int) -> None:
-    total[0] += trials
+def _add_to(total: list[int], successes: int, value: int, value_sq: int) -> None:
     total[1] += successes
     total[2] += value
     total[3] += value_sq
@@ -259,10 +269,10 @@ class CountsState:
         for row in rows:
             if row.view not in self._views or row.group != self._group:
                 continue
-            name = _Slot(row.view, row.version, row.metric, row.arm_id, row.segment)
+            name = (row.view, row.version, row.metric, row.arm_id, row.segment)
             slot = experiment.slots.get(name)
             if slot is None:
-                slot = experiment.new_slot(name)
+                slot = experiment.new_slot(_Slot(*name))
             known = merged.get(slot)
             merged[slot] = row if known is None else sum_of_rows(known, row)
         return tuple([Row(slot, row.trials, tuple(map(shortened, row.lags))) for slot, row in merged.items()])

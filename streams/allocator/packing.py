@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from streams.counts import CellRow, Order
 
 __all__ = [
+    "MICROS",
+    "MICROS2",
     "HourSums",
     "Packed",
     "Period",
@@ -35,7 +38,7 @@ class Period(NamedTuple):
     lags: tuple[tuple[int, int, int, int], ...]
 
 
-class Row(NamedTuple):
+class Row(Struct, frozen=True, array_like=True, gc=False):
     """Cells of one view, version, metric, arm and segment, added up."""
 
     slot: int
@@ -45,7 +48,7 @@ class Row(NamedTuple):
     ]  # lag, successes, value, value_sq; the last two left out for unit rewards
 
 
-class Packed(NamedTuple):
+class Packed(Struct, frozen=True, array_like=True, gc=False):
     """One counts record."""
 
     order: Order
@@ -58,8 +61,8 @@ _pack_decoder = msgspec.msgpack.Decoder(Packed)
 _json_encoder = msgspec.json.Encoder()
 _json_decoder = msgspec.json.Decoder(Packed)
 _JSON_START = ord("[")  # a three-element msgpack array starts with 0x93
-_MICROS = 10**6
-_MICROS2 = 10**12
+MICROS = 10**6
+MICROS2 = 10**12
 
 
 def pack(packed: Packed) -> bytes:
@@ -78,13 +81,13 @@ def unpack(raw: bytes) -> Packed:
 def shortened(lag: tuple[int, int, int, int]) -> tuple[int, ...]:
     """Leave out what follows from the successes when every reward is 1: a third of the memory."""
     _, successes, value, value_sq = lag
-    return lag[:2] if value == successes * _MICROS and value_sq == successes * _MICROS2 else lag
+    return lag[:2] if value == successes * MICROS and value_sq == successes * MICROS2 else lag
 
 
 def increments_of(lag: Sequence[int]) -> tuple[int, int, int]:
     """Successes, value and squares of a lag as it is packed."""
     if len(lag) == 2:
-        return lag[1], lag[1] * _MICROS, lag[1] * _MICROS2
+        return lag[1], lag[1] * MICROS, lag[1] * MICROS2
     return lag[1], lag[2], lag[3]
 
 
@@ -135,7 +138,7 @@ def sum_of_rows(one: CellRow, other: CellRow) -> CellRow:
     for lag, successes, value, value_sq in other.lags:
         _, *before = lags.get(lag, (lag, 0, 0, 0))
         lags[lag] = (lag, before[0] + successes, before[1] + value, before[2] + value_sq)
-    return one._replace(trials=one.trials + other.trials, lags=tuple(lags.values()))
+    return msgspec.structs.replace(one, trials=one.trials + other.trials, lags=tuple(sorted(lags.values())))
 
 
 def last_hour_of(bucket: int, rows: Sequence[CellRow]) -> int:
