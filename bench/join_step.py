@@ -5,7 +5,7 @@ four arms, one in ten converting within its window, in order of time. The refere
 msgspec decoding of the same records. Prints events/s of both and their ratio; ``--profile`` prints where the
 time goes.
 
-Run: ``python bench/join_step.py [--exposures N] [--units N] [--batch N] [--profile] [--json]``
+Run: ``python bench/join_step.py [--exposures N] [--units N] [--experiments N] [--batch N] [--profile]``
 """
 
 import argparse
@@ -27,12 +27,11 @@ from streams.join.step import Batch, Limits, SourceRecord, run_step
 HOUR_MS = 3_600_000
 START_MS = 480_000 * HOUR_MS
 LIMITS = Limits(n_partitions=1, grace_ms=24 * HOUR_MS, max_ahead_ms=300_000, unit_max_events=10_000)
-N_EXPERIMENTS = 10
 N_ARMS = 4
 
 
-def definitions() -> Definitions:
-    """Ten experiments with the default windows."""
+def definitions(n_experiments: int) -> Definitions:
+    """Experiments with the default windows."""
     arms = tuple(Arm(arm_id=f"arm-{i}") for i in range(N_ARMS))
     counting = Counting(version=1, effective_from_ms=0, reward=Reward(metric="purchase"))
     return Definitions(
@@ -44,18 +43,20 @@ def definitions() -> Definitions:
             control="arm-0",
             versions=(counting,),
         )
-        for i in range(N_EXPERIMENTS)
+        for i in range(n_experiments)
     )
 
 
-def workload(n_exposures: int, n_units: int, span_ms: int, seed: int) -> dict[str, list[SourceRecord]]:
+def workload(
+    n_exposures: int, n_units: int, n_experiments: int, span_ms: int, seed: int
+) -> dict[str, list[SourceRecord]]:
     """Make records of both topics, sorted by time."""
     rng = random.Random(seed)
     events: list[tuple[int, Exposure | Conversion]] = []
     for i in range(n_exposures):
         ms = START_MS + span_ms * i // n_exposures
         unit = f"user-{rng.randrange(n_units):07}"
-        experiment = f"exp-{rng.randrange(N_EXPERIMENTS)}"
+        experiment = f"exp-{rng.randrange(n_experiments)}"
         events.append(
             (
                 ms,
@@ -143,16 +144,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--exposures", type=int, default=200_000)
     parser.add_argument("--units", type=int, default=20_000)
+    parser.add_argument("--experiments", type=int, default=10)
     parser.add_argument("--batch", type=int, default=4_000, help="records of the larger topic a batch")
     parser.add_argument("--span-hours", type=int, default=48)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    records = workload(options.exposures, options.units, options.span_hours * HOUR_MS, options.seed)
+    span_ms = options.span_hours * HOUR_MS
+    records = workload(options.exposures, options.units, options.experiments, span_ms, options.seed)
     work = batches(records, options.batch)
     n_events = sum(map(len, records.values()))
-    plans = definitions()
+    plans = definitions(options.experiments)
     gc.collect()
     gc.freeze()  # the workload itself is no garbage to look through
     if options.profile:

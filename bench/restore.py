@@ -79,8 +79,8 @@ def states(args: argparse.Namespace, rng: random.Random) -> list[bytes]:
     if args.unit_bytes is not None:
         return [rng.randbytes(args.unit_bytes) for _ in range(args.units)]
     store = join_step.Store()
-    records = join_step.workload(10 * SAMPLES, SAMPLES, 48 * join_step.HOUR_MS, seed=7)
-    join_step.join(join_step.batches(records, args.batch), store, join_step.definitions())
+    records = join_step.workload(10 * SAMPLES, SAMPLES, 10, 48 * join_step.HOUR_MS, seed=7)
+    join_step.join(join_step.batches(records, args.batch), store, join_step.definitions(10))
     return list(store.units.values())
 
 

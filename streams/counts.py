@@ -18,7 +18,7 @@ those that they do not know. A deleted key is a tombstone: its cells are gone (a
 Cost: some microseconds a record of ten arms, either way.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -41,6 +41,7 @@ __all__ = [
     "encode_counts",
     "encode_key",
     "encode_progress",
+    "encode_rows",
 ]
 
 T = TypeVar("T")
@@ -147,13 +148,18 @@ def encode_counts(key: CountsKey, record: CountsRecord) -> bytes:
     ValueError
         If a cell belongs to another experiment or bucket than the key says.
     """
-    rows: list[Any] = []
-    for cell_key, cell in sorted(record.cells.items()):
+    rows: list[Sequence[Any]] = []
+    for cell_key, cell in record.cells.items():
         if cell_key.experiment_id != key.experiment_id or cell_key.bucket != key.bucket:
             raise ValueError(f"cell {cell_key} does not belong to counts key {key}")
         lags = [(lag, *counts) for lag, counts in sorted(cell.lags.items())]
         rows.append((*cell_key[1:-1], cell.trials, cell.crossovers, lags))
-    return _encode({"order": record.order, "cells": rows})
+    return encode_rows(record.order, rows)
+
+
+def encode_rows(order: Order, rows: Iterable[Sequence[Any]]) -> bytes:
+    """Bytes of a counts record's value from cells as they stand on the wire, in any order; lags ascend."""
+    return _encode({"order": order, "cells": sorted(rows)})
 
 
 def decode_order(raw: bytes) -> Order:

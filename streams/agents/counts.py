@@ -19,22 +19,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import ClassVar
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from streams.counts import (
-    CountsKey,
-    CountsRecord,
-    Order,
-    ProgressRecord,
-    encode_counts,
-    encode_key,
-    encode_progress,
-)
-from streams.join.cells import bucket_prefix, decode_cell, decode_key
+from streams.counts import CountsKey, Order, ProgressRecord, encode_key, encode_progress, encode_rows
+from streams.join.cells import bucket_prefix, decode_numbers, decode_prefix, decode_tail, split_key
 from streams.metrics import Metrics
 from streams.partitioning import partition_of
 from streams.state.partition import CELL, Partition
@@ -47,14 +38,7 @@ IN_FLIGHT = 1000
 PAUSE_TO_SPENT = 8.0
 """Pause for each second spent on making records; sending them takes about as long again."""
 PAUSE_MOST_S = 5.0
-Group = tuple[str, int]  # experiment_id, bucket
 Rank = tuple[int, int]  # journal id, claim: the greatest one wins, whatever the offset
-
-_key_of = lru_cache(maxsize=65_536)(decode_key)  # the cells of an hour change in every batch
-
-
-def _group_of(key: CountsKey) -> Group:
-    return key.experiment_id, key.bucket
 
 
 def pause_s(interval_s: float, spent_s: float, n_publishers: int) -> float:
@@ -95,7 +79,7 @@ class CountsPublisher:
         self._topic = topic
         self._n_partitions = n_partitions
         self._metrics = metrics
-        self._dirty: set[Group] = set()
+        self._dirty: set[bytes] = set()  # prefixes of the cells' keys: experiment and bucket
         self._flushing = asyncio.Lock()
         self._published_ms: int | None = None
         self._claimed: Rank | None = None
@@ -105,9 +89,7 @@ class CountsPublisher:
 
     def mark(self, cell_keys: Iterable[bytes]) -> None:
         """Note that these cells (encoded keys) have changed."""
-        for raw in cell_keys:
-            key = _key_of(raw)
-            self._dirty.add((key.experiment_id, key.bucket))
+        self._dirty.update([split_key(raw)[0] for raw in cell_keys])
         self._metrics.counts_dirty_cells.labels(partition=str(self._number)).set(len(self._dirty))
 
     def mark_all(self) -> None:
@@ -131,8 +113,9 @@ class CountsPublisher:
 
     def seen(self, key: CountsKey, order: Order | None) -> None:
         """Take in a record of this partition as the topic has it; what is not this owner's is marked."""
+        prefix = bucket_prefix(key.experiment_id, key.bucket)
         if order is None:
-            is_stale = any(True for _ in self._partition.scan(CELL + bucket_prefix(*_group_of(key))))
+            is_stale = any(True for _ in self._partition.scan(CELL + prefix))
         else:
             self.highest_seen = max(self.highest_seen, order[:2])
             is_stale = self._claimed is None or order[:2] < self._claimed
@@ -141,7 +124,7 @@ class CountsPublisher:
         if key.experiment_id == "":
             self._published_ms = None
         else:
-            self._dirty.add(_group_of(key))
+            self._dirty.add(prefix)
         if self._seen_all:
             self._metrics.counts_written_over_total.inc()
 
@@ -169,10 +152,9 @@ class CountsPublisher:
         if not self._dirty and watermark_ms == self._published_ms:
             return
         order = Order(head.journal_id, head.claim, head.journal_offset)
-        groups, self._dirty = self._dirty, set()
-        left = set(groups)
+        left, self._dirty = self._dirty, set()
         try:
-            await self._publish_cells(sorted(groups), left, order)
+            await self._publish_cells(sorted(left), left, order)
             if self._seen_all and watermark_ms is not None and watermark_ms != self._published_ms:
                 await self._publish_progress(ProgressRecord(order, watermark_ms))
                 self._published_ms = watermark_ms
@@ -190,31 +172,35 @@ class CountsPublisher:
                 "partition %d: last counts not published (%r); the next owner does", self._number, error
             )
 
-    async def _publish_cells(self, groups: list[Group], left: set[Group], order: Order) -> None:
+    async def _publish_cells(self, prefixes: list[bytes], left: set[bytes], order: Order) -> None:
         # All values are read before the first await, so that they stand at ``order`` and no later batch is
         # in them.
         began_s = time.perf_counter()
-        records = [(group, *self._record(group, order)) for group in groups]
+        records = [self._record(prefix, order) for prefix in prefixes]
         self._spent_s = time.perf_counter() - began_s
         for first in range(0, len(records), IN_FLIGHT):
             part = records[first : first + IN_FLIGHT]
             sent = [
                 await self._producer.send(
-                    self._topic, value, key, partition=partition_of(group[0].encode(), self._n_partitions)
+                    self._topic,
+                    value,
+                    encode_key(key),
+                    partition=partition_of(key.experiment_id.encode(), self._n_partitions),
                 )
-                for group, key, value in part
+                for key, value in part
             ]
             await asyncio.gather(*sent)
-            left.difference_update(group for group, _, _ in part)
+            left.difference_update(prefixes[first : first + IN_FLIGHT])
             self._metrics.counts_published_total.inc(len(part))
 
-    def _record(self, group: Group, order: Order) -> tuple[bytes, bytes | None]:
-        cells = {
-            _key_of(raw[1:]): decode_cell(value)
-            for raw, value in self._partition.scan(CELL + bucket_prefix(*group))
-        }
-        key = CountsKey(group[0], self._number, group[1])
-        return encode_key(key), encode_counts(key, CountsRecord(order, cells)) if cells else None
+    def _record(self, prefix: bytes, order: Order) -> tuple[CountsKey, bytes | None]:
+        start = len(CELL + prefix)
+        rows = [
+            (*decode_tail(raw[start:]), *decode_numbers(value))
+            for raw, value in self._partition.scan(CELL + prefix)
+        ]
+        experiment_id, bucket = decode_prefix(prefix)
+        return CountsKey(experiment_id, self._number, bucket), encode_rows(order, rows) if rows else None
 
     async def _publish_progress(self, progress: ProgressRecord) -> None:
         key, value = encode_key(CountsKey("", self._number, 0)), encode_progress(progress)

@@ -22,6 +22,7 @@ integers take as few bytes as they need, and msgspec reads the array in C: about
 import struct
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -95,9 +96,31 @@ def experiment_prefix(experiment_id: str) -> bytes:
     return _KEY_PREFIX + _text(experiment_id)
 
 
+@lru_cache(maxsize=65_536)
 def bucket_prefix(experiment_id: str, bucket: int) -> bytes:
     """Prefix of the keys of all cells of an experiment in one bucket."""
     return experiment_prefix(experiment_id) + _BUCKET.pack(bucket + _SIGN)
+
+
+def decode_prefix(raw: bytes) -> tuple[str, int]:
+    """Experiment and bucket of a prefix that :func:`bucket_prefix` has made."""
+    experiment_id, at = _take(raw, 1)
+    return experiment_id, int.from_bytes(raw[at:], "big") - _SIGN
+
+
+def split_key(raw: bytes) -> tuple[bytes, bytes]:
+    """Prefix of the key's bucket and what follows it, for a key that :func:`encode_key` has made."""
+    end = 3 + int.from_bytes(raw[1:3], "big") + _BUCKET.size
+    return raw[:end], raw[end:]
+
+
+@lru_cache(maxsize=65_536)
+def encode_tail(
+    version: int, view: View, metric: str, arm_id: str, segment: str, group: Group, allocation_version: int
+) -> bytes:
+    """Give what follows the bucket's prefix in a cell's key; kept, since many keys have the same."""
+    fixed = _FIXED.pack(VIEWS.index(view), version, allocation_version, GROUPS.index(group))
+    return fixed + _text(metric) + _text(arm_id) + _text(segment)
 
 
 def encode_key(key: CellKey) -> bytes:
@@ -108,9 +131,7 @@ def encode_key(key: CellKey) -> bytes:
     struct.error, OverflowError
         If a number or a string's length does not fit its field.
     """
-    fixed = _FIXED.pack(VIEWS.index(key.view), key.version, key.allocation_version, GROUPS.index(key.group))
-    tail = _text(key.metric) + _text(key.arm_id) + _text(key.segment)
-    return bucket_prefix(key.experiment_id, key.bucket) + fixed + tail
+    return bucket_prefix(key.experiment_id, key.bucket) + encode_tail(*key[1:-1])
 
 
 def decode_key(raw: bytes) -> CellKey:
@@ -130,19 +151,31 @@ def decode_key(raw: bytes) -> CellKey:
     try:
         experiment_id, at = _take(raw, 1)
         (bucket,) = _BUCKET.unpack_from(raw, at)
-        view, version, allocation, group = _FIXED.unpack_from(raw, at + 8)
-        metric, at = _take(raw, at + 8 + _FIXED.size)
+    except (ValueError, IndexError, struct.error) as error:
+        raise StateCorrupt(f"not a cell key: {error}", where=repr(raw), action=_REBUILD) from error
+    return CellKey(experiment_id, *decode_tail(raw[at + _BUCKET.size :]), bucket - _SIGN)
+
+
+@lru_cache(maxsize=65_536)
+def decode_tail(raw: bytes) -> tuple[int, View, str, str, str, Group, int]:
+    """Take apart what :func:`encode_tail` has made: version, view, metric, arm, segment, group, allocation.
+
+    Raises
+    ------
+    StateCorrupt
+        If it is not that.
+    """
+    try:
+        view, version, allocation, group = _FIXED.unpack_from(raw, 0)
+        metric, at = _take(raw, _FIXED.size)
         arm, at = _take(raw, at)
         segment, at = _take(raw, at)
-        bucket -= _SIGN
-        key = CellKey(
-            experiment_id, version, VIEWS[view], metric, arm, segment, GROUPS[group], allocation, bucket
-        )
+        tail = version, VIEWS[view], metric, arm, segment, GROUPS[group], allocation
     except (ValueError, IndexError, struct.error) as error:
         raise StateCorrupt(f"not a cell key: {error}", where=repr(raw), action=_REBUILD) from error
     if at != len(raw):
         raise StateCorrupt(f"{len(raw) - at} bytes too many in a cell key", where=repr(raw), action=_REBUILD)
-    return key
+    return tail
 
 
 _REBUILD = "stop the worker and remove its database: it is rebuilt from the journal"
@@ -188,14 +221,18 @@ def decode_cell(raw: bytes) -> Cell:
     StateCorrupt
         If the bytes are not a cell of a version that this program knows.
     """
+    trials, crossovers, lags = decode_numbers(raw)
+    return Cell(trials, crossovers, {lag: LagCounts(*counts) for lag, *counts in lags})
+
+
+def decode_numbers(raw: bytes) -> tuple[int, int, list[tuple[int, int, int, int]]]:
+    """Trials, crossovers and (lag, successes, value_micros, value_sq_micros2), ascending; as decode_cell."""
     flat = _flat(raw)
-    lags = {
-        flat[i]: LagCounts(
-            flat[i + 1], (flat[i + 2] << _BITS) + flat[i + 3], (flat[i + 4] << _BITS) + flat[i + 5]
-        )
+    lags = [
+        (flat[i], flat[i + 1], (flat[i + 2] << _BITS) + flat[i + 3], (flat[i + 4] << _BITS) + flat[i + 5])
         for i in range(2, len(flat), 6)
-    }
-    return Cell(flat[0], flat[1], lags)
+    ]
+    return flat[0], flat[1], lags
 
 
 def add_to_cell(raw: bytes | None, trials: int, crossovers: int, lags: LagIncrements) -> bytes:

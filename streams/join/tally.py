@@ -7,7 +7,6 @@ Cost: two dictionary accesses an increment; about 2 us a cell at the end, readin
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 from streams.join.cells import (
     GROUPS,
@@ -16,9 +15,10 @@ from streams.join.cells import (
     LagIncrements,
     View,
     add_to_cell,
+    bucket_prefix,
     decode_cell,
     decode_key,
-    encode_key,
+    encode_tail,
 )
 from streams.join.definitions import Definitions
 
@@ -74,10 +74,13 @@ class Tally:
         """
         for stub, increments in self.by_stub.items():
             trials, crossovers, lags = increments.trials, increments.crossovers, increments.lags
-            for metric in definitions.plans[stub[0]].by_number[stub[1]].metrics:
+            experiment_id, version, view, arm, segment, group, allocation, bucket = stub
+            prefix = bucket_prefix(experiment_id, bucket)
+            for metric in definitions.plans[experiment_id].by_number[version].metrics:
                 own = lags.get(metric, _NO_LAGS)
                 if trials or crossovers or (own and any(map(any, own.values()))):
-                    yield _key(stub, metric), trials, crossovers, own
+                    tail = encode_tail(version, view, metric, arm, segment, GROUPS[group], allocation)
+                    yield prefix + tail, trials, crossovers, own
 
     def cells(self, definitions: Definitions) -> dict[CellKey, Cell]:
         """Cells that are made of these increments alone; those that hold nothing are left out."""
@@ -89,12 +92,3 @@ class Tally:
 
 
 _NO_LAGS: LagIncrements = {}
-
-
-@lru_cache(maxsize=65_536)
-def _key(stub: Stub, metric: str) -> bytes:
-    """Bytes of a cell's key; kept, since the cells of an hour change in every batch."""
-    experiment_id, version, view, arm, segment, group, allocation, bucket = stub
-    return encode_key(
-        CellKey(experiment_id, version, view, metric, arm, segment, GROUPS[group], allocation, bucket)
-    )
