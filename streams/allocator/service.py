@@ -35,7 +35,6 @@ __all__ = ["AllocatorService", "wall_clock_ms"]
 
 POLL_MS = 1_000
 RETRY_S = 1.0
-RESULTS_MAX_WORKERS = 2
 RESULTS_NICENESS = 10  # a tenth of what allocations and the join get of a core they share
 
 log = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ class AllocatorService(Service):
     ) -> None:
         super().__init__()
         self._settings = settings
-        results_pool = ComputePool(RESULTS_MAX_WORKERS, niceness=RESULTS_NICENESS)
+        results_pool = ComputePool(niceness=RESULTS_NICENESS)
         self._context = AllocatorContext(
             settings, experiments, pool or ComputePool(), results_pool, metrics, clock
         )

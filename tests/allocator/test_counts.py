@@ -15,6 +15,7 @@ from streams.counts import (
     encode_counts,
     encode_key,
     encode_progress,
+    encode_rows,
 )
 from streams.errors import RecordError
 from streams.join.cells import Cell, CellKey, LagCounts
@@ -47,6 +48,18 @@ def test_golden_bytes() -> None:
     assert decode_key(GOLDEN_KEY) == KEY
     assert encode_counts(KEY, RECORD) == GOLDEN_VALUE
     assert decode_counts(KEY, GOLDEN_VALUE) == RECORD
+
+
+def test_cells_in_any_order_are_the_same_bytes() -> None:
+    rows = [
+        (1, "steering", "click", "b", "", "bandit", 12, 9, 0, []),
+        (1, "reporting", "sale", "", "mobile", "comparison", 0, 1, 0, [(0, 1, 10**15, 10**30)]),
+        (
+            *(1, "steering", "click", "a", "", "bandit", 12, 10, 1),
+            [(0, 3, 2_500_000, 2_250_000_000_000), (2, 1, 500_000, 250_000_000_000)],
+        ),
+    ]
+    assert encode_rows(RECORD.order, rows) == GOLDEN_VALUE
 
 
 def test_golden_bytes_of_progress() -> None:

@@ -21,9 +21,13 @@ from streams.join.cells import (
     bucket_prefix,
     decode_cell,
     decode_key,
+    decode_numbers,
+    decode_prefix,
+    decode_tail,
     encode_cell,
     encode_key,
     experiment_prefix,
+    split_key,
 )
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "cells_v1.json").read_text())
@@ -139,3 +143,15 @@ def test_bytes_that_are_no_key_are_refused() -> None:
     ):
         with pytest.raises(StateCorrupt, match="Operator action"):
             decode_key(raw)
+
+
+@QUICK
+@given(KEYS, CELLS)
+def test_parts_of_a_key_and_numbers_of_a_cell_are_what_the_whole_says(key: CellKey, cell: Cell) -> None:
+    prefix, tail = split_key(encode_key(key))
+    assert prefix == bucket_prefix(key.experiment_id, key.bucket)
+    assert decode_prefix(prefix) == (key.experiment_id, key.bucket)
+    assert decode_tail(tail) == key[1:-1]
+    trials, crossovers, lags = decode_numbers(encode_cell(cell))
+    assert Cell(trials, crossovers, {lag: LagCounts(*counts) for lag, *counts in lags}) == cell
+    assert [lag[0] for lag in lags] == sorted(cell.lags)
