@@ -50,6 +50,7 @@ from streams.state.journal import BatchRecord, decode
 
 DAY_MS = 24 * HOUR_MS
 POLL_S = 0.2
+LOOK_S = 1.0  # at the tables: their times are read from the topic, and this process may share their core
 IN_FLIGHT = 5_000
 
 
@@ -159,7 +160,7 @@ async def measure(options: argparse.Namespace, bootstrap: str, folder: Path) -> 
         async with within(options.deadline, allocator), EdgeClient(settings) as edge:
             for each in workers:
                 await each.until_ready()
-            await until_visible(edge, names, 0, 0.0)
+            await until_visible(edge, names, 0, 0.0, poll_s=LOOK_S)
             start_s = time.monotonic() - started_s
             n_marks = await mark(settings, work.start_ms)
             while await passed_ms(settings, work.start_ms) is None:  # noqa: ASYNC110 - the deadline ends it
@@ -167,7 +168,7 @@ async def measure(options: argparse.Namespace, bootstrap: str, folder: Path) -> 
             say("the first tables are there; the work begins")
             began_ms, used_s = time.time_ns() // 1_000_000, worker.cpu_seconds
             await produce(work, bootstrap, topics)
-            await until_visible(edge, names, boundary_ms, 0.0)
+            await until_visible(edge, names, boundary_ms, 0.0, poll_s=LOOK_S)
             await until_drained([worker], n_expected + n_marks)
             used_s = worker.cpu_seconds - used_s
             peaks_mib = [round(each.peak_bytes / 2**20) for each in workers]
