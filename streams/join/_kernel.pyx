@@ -15,9 +15,10 @@ and whole numbers are read here.
 Cost: see docs/performance.md.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
-from cpython.mem cimport PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport INT64_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
@@ -42,6 +43,7 @@ cdef enum:
 cdef int64_t HOUR_MS = _HOUR_MS
 cdef int64_t NEVER_MS = _NEVER_MS
 cdef int64_t NO_ALLOCATION = _NO_ALLOCATION
+cdef object NO_TEXT = ""
 
 
 # Reading MessagePack: every function leaves ``bad`` set at the first byte that is not as expected.
@@ -741,6 +743,10 @@ cdef bint take_event(object value, Event* event) noexcept:
     return c.at == c.end and fields & HAS_ALL == HAS_ALL and event.is_comparison == (event.arm_id.size == 0)
 
 
+cdef enum:
+    KEPT_ARMS = 8
+
+
 cdef struct Plan:
     Span experiment_id  # of the plan's own string
     PyObject* plan
@@ -749,6 +755,9 @@ cdef struct Plan:
     int64_t effective_from_ms
     bint counts_test
     bint has_features
+    int n_kept  # arms, in the order in which they came up
+    Span kept_texts[KEPT_ARMS]
+    PyObject* kept[KEPT_ARMS]
 
 
 cdef enum:
@@ -767,15 +776,15 @@ cdef inline Py_ssize_t place_of(Span experiment_id) noexcept:
     return <Py_ssize_t>((mixed ^ mixed >> 32) % PLANS)
 
 
-cdef Plan* plan_of(Span experiment_id, dict plans) except? NULL:
-    """Live experiment; NULL if it is none."""
+cdef Plan* plan_of(Span experiment_id, dict plans, list held) except? NULL:
+    """Live experiment, which is then held; NULL if it is none."""
     cdef Plan* found = &_plans[place_of(experiment_id)]
     if found.plan is not NULL and same(found.experiment_id, experiment_id):
         return found
     plan = plans.get(str_of(experiment_id))
     if plan is None or not plan.is_live:
         return NULL
-    # Everything here is held by ``plans``, which nobody changes while a batch is read.
+    held.append(plan)
     found.plan = <PyObject*>plan
     found.experiment_id = text_of(plan.experiment_id)
     arms, version = plan.arms, plan.newest
@@ -784,7 +793,159 @@ cdef Plan* plan_of(Span experiment_id, dict plans) except? NULL:
     found.effective_from_ms = version.effective_from_ms
     found.counts_test = version.count_test
     found.has_features = version.has_features
+    found.n_kept = 0
     return found
+
+
+cdef PyObject* arm_of(Plan* plan, Span arm_id) except? NULL:
+    """The plan's own string of an arm; NULL if it has no such arm."""
+    cdef int i
+    cdef PyObject* arm
+    for i in range(plan.n_kept):
+        if same(plan.kept_texts[i], arm_id):
+            return plan.kept[i]
+    arm = PyDict_GetItem(<object>plan.arms, str_of(arm_id))
+    if arm is not NULL and plan.n_kept < KEPT_ARMS:
+        plan.kept[plan.n_kept] = arm
+        plan.kept_texts[plan.n_kept] = text_of(<object>arm)
+        plan.n_kept += 1
+    return arm
+
+
+cdef struct Exposure:
+    # One that was read. What it points to is held by its ``Exposures``.
+    int64_t offset
+    int64_t floor_ms
+    int64_t ms
+    int64_t group
+    int64_t allocation
+    PyObject* plan
+    PyObject* version
+    PyObject* arm
+    PyObject* segment
+    Span exposure_id
+    Span arm_text
+    Span segment_text
+    Py_ssize_t next  # of the same unit; -1: none
+    # Set when it is applied:
+    int64_t number  # of its version
+    int64_t start_ms  # of the trials it may join
+    int64_t end_ms
+
+
+@cython.final
+cdef class Exposures:
+    """Exposures of one batch that were read, one behind the other."""
+
+    cdef Exposure* at
+    cdef Py_ssize_t size
+    cdef Py_ssize_t capacity
+    cdef list held  # records, and other objects that exposures point to
+    cdef dict segments  # by the contexts as they are written
+
+    def __cinit__(self, records):
+        self.held = [records]
+        self.segments = {}
+        self.at = NULL
+        self.size = self.capacity = 0
+
+    def __dealloc__(self):
+        PyMem_Free(self.at)
+
+    cdef Exposure* more(self) except NULL:
+        """Room for one more exposure; it is one when ``size`` says so."""
+        cdef Exposure* grown
+        if self.size == self.capacity:
+            grown = <Exposure*>PyMem_Realloc(self.at, (2 * self.capacity + 64) * sizeof(Exposure))
+            if grown is NULL:
+                raise MemoryError
+            self.at = grown
+            self.capacity = 2 * self.capacity + 64
+        return &self.at[self.size]
+
+    def begin(self):
+        """Return a new, empty group."""
+        return new_group(self)
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(8192)
+cdef class Group:
+    """Exposures of one unit, in offset order; see ``reading.ExposureItems``."""
+
+    cdef Exposures exposures
+    cdef Py_ssize_t first
+    cdef Py_ssize_t last
+    cdef Py_ssize_t size
+    cdef list items  # instead, once there is one whose allocation is beyond 64 bits
+
+    def __iter__(self):
+        return iter(items_of(self))
+
+    def append(self, tuple item):
+        """Add one that was read in Python."""
+        cdef Exposures exposures = self.exposures
+        cdef Exposure* e = exposures.more()
+        if self.items is not None or item[9] > INT64_MAX:
+            self.items = items_of(self)
+            self.items.append(item)
+            return
+        exposures.held.append(item)
+        e.offset, e.floor_ms, e.ms, e.group, e.allocation = item[0], item[1], item[4], item[8], item[9]
+        e.plan, e.version = <PyObject*>item[2], <PyObject*>item[3]
+        e.arm, e.segment = <PyObject*>item[6], <PyObject*>item[7]
+        e.exposure_id, e.arm_text, e.segment_text = text_of(item[5]), text_of(item[6]), text_of(item[7])
+        take_in(self)
+
+
+cdef inline Group new_group(Exposures exposures):
+    cdef Group group = Group.__new__(Group)
+    group.exposures = exposures
+    group.first = group.last = -1
+    group.size = 0
+    return group
+
+
+cdef inline void take_in(Group group) noexcept:
+    """Take the exposure that ``more`` gave room for into a group."""
+    cdef Exposures exposures = group.exposures
+    cdef Py_ssize_t own = exposures.size
+    exposures.at[own].next = -1
+    if group.size:
+        exposures.at[group.last].next = own
+    else:
+        group.first = own
+    group.last = own
+    group.size += 1
+    exposures.size += 1
+
+
+cdef list items_of(Group group):
+    """Exposures of a group as Python has them."""
+    cdef Py_ssize_t i = group.first
+    cdef list items = group.items
+    if items is None:
+        items = []
+        while i >= 0:
+            items.append(item_of(&group.exposures.at[i]))
+            i = group.exposures.at[i].next
+    return items
+
+
+cdef tuple item_of(Exposure* e):
+    return (
+        e.offset,
+        e.floor_ms,
+        <object>e.plan,
+        <object>e.version,
+        e.ms,
+        str_of(e.exposure_id),
+        <object>e.arm,
+        <object>e.segment,
+        e.group,
+        e.allocation,
+    )
 
 
 cdef object segment_of(object reading, Plan* plan, Span context, dict segments):
@@ -799,13 +960,17 @@ cdef object segment_of(object reading, Plan* plan, Span context, dict segments):
     return found[0]
 
 
-cdef int64_t read_usual(object reading, tuple record, dict plans, dict segments, Times* times) except -2:
+cdef int64_t read_usual(
+    object reading, tuple record, dict plans, dict groups, Exposures read, Times* times
+) except -2:
     """Read a record; gives the running maximum after it, or -1, and nothing is done, if it is not usual."""
     cdef Event event
     cdef Plan* plan
     cdef Span own
-    cdef PyObject* arm
-    cdef PyObject* items
+    cdef PyObject* arm = <PyObject*>NO_TEXT
+    cdef PyObject* found
+    cdef Exposure* e
+    cdef Group group
     key, value = record[1], record[2]
     if type(value) is not bytes or type(key) is not bytes or record[4] or not take_event(value, &event):
         return -1
@@ -814,31 +979,34 @@ cdef int64_t read_usual(object reading, tuple record, dict plans, dict segments,
     cdef int64_t floor_ms = times.maximum_ms - times.grace_ms
     if not same(own, event.unit_id) or not floor_ms <= event.ms <= <int64_t>record[3] + times.ahead_ms:
         return -1
-    plan = plan_of(event.experiment_id, plans)
+    plan = plan_of(event.experiment_id, plans, read.held)
     if plan is NULL or event.ms < plan.effective_from_ms or (event.is_test and not plan.counts_test):
         return -1
-    arm_id = str_of(event.arm_id)
-    arm = PyDict_GetItem(<object>plan.arms, arm_id) if event.arm_id.size else <PyObject*>arm_id
-    if arm is NULL:
-        return -1
-    item = (
-        record[0],
-        floor_ms,
-        <object>plan.plan,
-        <object>plan.version,
-        event.ms,
-        str_of(event.exposure_id),
-        <object>arm,
-        segment_of(reading, plan, event.context, segments) if plan.has_features else "",
-        1 if event.is_comparison else 2 if event.is_default else 0,
-        event.allocation,
-    )
-    groups = <dict>reading.exposures
-    items = PyDict_GetItem(groups, key)
-    if items is NULL:
-        groups[key] = [item]
+    if event.arm_id.size:
+        arm = arm_of(plan, event.arm_id)
+        if arm is NULL:
+            return -1
+    e = read.more()
+    e.offset = record[0]
+    e.floor_ms = floor_ms
+    e.ms = event.ms
+    e.group = 1 if event.is_comparison else 2 if event.is_default else 0
+    e.allocation = event.allocation
+    e.plan, e.version, e.arm, e.segment = plan.plan, plan.version, arm, <PyObject*>NO_TEXT
+    e.exposure_id, e.arm_text, e.segment_text = event.exposure_id, event.arm_id, text_of(NO_TEXT)
+    if plan.has_features:
+        segment = segment_of(reading, plan, event.context, read.segments)
+        e.segment, e.segment_text = <PyObject*>segment, text_of(segment)
+    found = PyDict_GetItem(groups, key)
+    if found is NULL:
+        group = new_group(read)
+        groups[key] = group
     else:
-        (<list>items).append(item)
+        group = <Group>found
+    if group.items is None:
+        take_in(group)
+    else:
+        group.items.append(item_of(e))
     return max(times.maximum_ms, event.ms)
 
 
@@ -853,14 +1021,19 @@ def read_exposures(object reading, records):
     cdef Times times
     cdef int64_t maximum_ms
     cdef dict plans = reading.definitions.plans
-    segments: dict = {}
+    cdef dict groups = reading.exposures
+    records = tuple(records)
+    cdef Exposures read = Exposures(records)
+    if groups:
+        raise ValueError("a reading is of one batch, and this one has exposures already")
+    reading.begin_group = read.begin
     times.maximum_ms = reading.maximum_ms
     times.grace_ms = reading.limits.grace_ms
     times.ahead_ms = reading.limits.max_ahead_ms
     for i in range(PLANS):
         _plans[i].plan = NULL
     for record in records:
-        maximum_ms = read_usual(reading, <tuple>record, plans, segments, &times)
+        maximum_ms = read_usual(reading, <tuple>record, plans, groups, read, &times)
         if maximum_ms == -1:
             reading.maximum_ms = times.maximum_ms
             reading.read_exposure(record)
@@ -870,19 +1043,6 @@ def read_exposures(object reading, records):
 
 
 # Exposures
-
-cdef struct Exposure:
-    int64_t version
-    int64_t start_ms  # of the trials it may join
-    int64_t end_ms
-    int64_t ms
-    int64_t floor_ms
-    Span exposure_id
-    Span arm
-    Span segment
-    int64_t group
-    int64_t allocation
-
 
 cdef enum:
     UNUSUAL
@@ -913,22 +1073,22 @@ cdef enum:
 cdef Terms _terms[TERMS]  # of the versions of the batch whose exposures are applied
 
 
-cdef Terms* terms_of(tuple item) except NULL:
+cdef Terms* terms_of(Exposure* e) except NULL:
     """What an exposure's version says."""
-    cdef PyObject* version = <PyObject*>item[3]
-    cdef Terms* found = &_terms[(<size_t>version >> 4) % TERMS]
-    if found.version == version:
+    cdef Terms* found = &_terms[(<size_t>e.version >> 4) % TERMS]
+    if found.version == e.version:
         return found
-    experiment_id, trial_window = item[2].experiment_id, item[3].trial_window
+    plan, version = <object>e.plan, <object>e.version
+    experiment_id, trial_window = plan.experiment_id, version.trial_window
     # All of it is held by the definitions, which nobody changes while a batch is applied.
     found.experiment_id = <PyObject*>experiment_id
     found.experiment_text = text_of(experiment_id)
-    found.number = item[3].version
-    found.window_ms = item[3].window_ms
+    found.number = version.version
+    found.window_ms = version.window_ms
     found.trial_window = (
         OPEN_HOUR if trial_window == "hour" else OPEN_ALWAYS if trial_window == "experiment" else OPEN_NEVER
     )
-    found.version = version
+    found.version = e.version
     return found
 
 
@@ -964,7 +1124,7 @@ cdef int place(Block* block, Exposure* e, Py_ssize_t* joined) noexcept:
             return DUPLICATE
         if trial.n_others and has_other(trial, e.exposure_id, e.floor_ms):
             return DUPLICATE
-        if e.start_ms <= trial.first_ms < e.end_ms and trial.version == e.version:
+        if e.start_ms <= trial.first_ms < e.end_ms and trial.version == e.number:
             joined[0] = i
     if block.n_trials and not block.has_mark and not block.is_closed and is_before(e, &_trials[0]):
         return UNUSUAL
@@ -988,7 +1148,7 @@ cdef int write_block(BlockRef* ref, Block* block, Exposure* e, Py_ssize_t joined
     cdef Span part
     # The old body may be in the arena, which may move: spans into it are relative to its start from here on.
     cdef const uint8_t* old_at = old.at
-    reserve(&_arena, old.size + e.exposure_id.size + e.arm.size + e.segment.size + 2 * HEAD_BYTES)
+    reserve(&_arena, old.size + e.exposure_id.size + e.arm_text.size + e.segment_text.size + 2 * HEAD_BYTES)
     cdef Py_ssize_t moved = body_of(ref).at - old_at
     put_array(&_arena, 4)
     put_array(&_arena, block.n_trials + (joined < 0))
@@ -997,11 +1157,11 @@ cdef int write_block(BlockRef* ref, Block* block, Exposure* e, Py_ssize_t joined
         part.at += moved
         put_raw(&_arena, part)
         put_array(&_arena, 10)
-        put_int(&_arena, e.version)
+        put_int(&_arena, e.number)
         put_int(&_arena, e.ms)
         put_text(&_arena, e.exposure_id)
-        put_text(&_arena, e.arm)
-        put_text(&_arena, e.segment)
+        put_text(&_arena, e.arm_text)
+        put_text(&_arena, e.segment_text)
         put_int(&_arena, e.group)
         put_int(&_arena, e.allocation)
         put_array(&_arena, 0)
@@ -1019,7 +1179,7 @@ cdef int write_block(BlockRef* ref, Block* block, Exposure* e, Py_ssize_t joined
         put_array(&_arena, 3)
         put_int(&_arena, e.ms)
         put_text(&_arena, e.exposure_id)
-        put_text(&_arena, e.arm)
+        put_text(&_arena, e.arm_text)
         part.at += part.size
         part.size = block.trials.at + moved + block.trials.size - part.at
         put_raw(&_arena, part)
@@ -1158,19 +1318,18 @@ cdef int count_trial(dict by_stub, Began* began) except -1:
     return 0
 
 
-cdef int note_exposure(
-    Py_ssize_t* n_began, list crossovers, tuple item, Terms* terms, Block* block, Exposure* e,
-    Py_ssize_t joined
-) except -1:
-    """Note what an exposure adds: trials in ``_began``, crossovers by stub."""
+cdef list note_exposure(
+    Py_ssize_t* n_began, list crossovers, Terms* terms, Block* block, Exposure* e, Py_ssize_t joined
+):
+    """Note what an exposure adds: trials in ``_began``, crossovers by stub in the list given back."""
     cdef Trial* first = NULL
-    cdef int64_t first_ms, first_version, window_ms
+    cdef int64_t first_ms, first_version
     cdef Span first_arm
     cdef Began began
     began.experiment_id = terms.experiment_id
-    began.arm = <PyObject*>item[6]
-    began.segment = <PyObject*>item[7]
-    began.number = e.version
+    began.arm = e.arm
+    began.segment = e.segment
+    began.number = e.number
     began.group = e.group
     began.allocation = e.allocation
     began.bucket = e.ms // HOUR_MS
@@ -1178,7 +1337,8 @@ cdef int note_exposure(
         began.is_reporting = False
         _began[n_began[0]] = began
         n_began[0] += 1
-    elif not same(_trials[joined].arm, e.arm):
+    elif not same(_trials[joined].arm, e.arm_text):
+        crossovers = crossovers or []
         crossovers.append(stub_of_trial(<object>terms.experiment_id, &_trials[joined], "steering"))
     if block.has_mark or (block.n_trials and not block.is_closed):
         if block.has_mark:
@@ -1186,14 +1346,15 @@ cdef int note_exposure(
         else:
             first = &_trials[0]
             first_ms, first_version, first_arm = first.first_ms, first.version, first.arm
-        window_ms = item[2].by_number[first_version].window_ms if not same(first_arm, e.arm) else 0
-        if e.ms - first_ms < window_ms:
-            crossovers.append(stub_of_first(<object>terms.experiment_id, block))
+        if not same(first_arm, e.arm_text):
+            if e.ms - first_ms < <int64_t>(<object>e.plan).by_number[first_version].window_ms:
+                crossovers = crossovers or []
+                crossovers.append(stub_of_first(<object>terms.experiment_id, block))
     elif not block.is_closed:
         began.is_reporting = True
         _began[n_began[0]] = began
         n_began[0] += 1
-    return 0
+    return crossovers
 
 
 cdef Py_ssize_t find_block(Unit* unit, Span key) noexcept:
@@ -1210,7 +1371,7 @@ cdef Py_ssize_t find_block(Unit* unit, Span key) noexcept:
 
 
 cdef object apply_usual_exposures(
-    object raw, list items, int64_t evict_due_ms, int64_t max_events, object ledger, dict by_stub,
+    object raw, Group group, int64_t evict_due_ms, int64_t max_events, object ledger, dict by_stub,
     int64_t* accepted
 ):
     """Do what ``streams.join.exposures.apply_exposures`` does, if all of it is usual.
@@ -1224,48 +1385,45 @@ cdef object apply_usual_exposures(
     """
     cdef Unit unit
     cdef Block block
-    cdef Exposure e
+    cdef Exposure* e
+    cdef Exposure* exposures = group.exposures.at
     cdef Terms* terms
     cdef Py_ssize_t at, i, joined, n_accepted = 0, n_duplicates = 0, n_began = 0
     cdef int found
-    cdef tuple item
-    if not take_unit(raw, &unit) or unit.due_ms <= evict_due_ms:
+    cdef list crossovers = None
+    if group.items is not None or not take_unit(raw, &unit) or unit.due_ms <= evict_due_ms:
         return NotImplemented
-    if unit.n_events + len(items) > (MAX_EVENTS if MAX_EVENTS < max_events else max_events):
+    if unit.n_events + group.size > (MAX_EVENTS if MAX_EVENTS < max_events else max_events):
         return NotImplemented
-    crossovers: list = []
-    for item in items:
-        e.ms = item[4]
+    i = group.first
+    while i >= 0:
+        e = &exposures[i]
+        i = e.next
         if e.ms <= unit.last_conversion_ms:
             return NotImplemented
-        terms = terms_of(item)
-        e.floor_ms = item[1]
-        e.version = terms.number
-        e.exposure_id = text_of(item[5])
-        e.arm = text_of(item[6])
-        e.segment = text_of(item[7])
-        e.group = item[8]
-        e.allocation = item[9]
-        set_span(&e, terms)
+        terms = terms_of(e)
+        e.number = terms.number
+        set_span(e, terms)
         at = find_block(&unit, terms.experiment_text)
         if at == MAX_BLOCKS - 1 or not take_block(body_of(&_blocks[at]), &block):
             return NotImplemented
-        found = place(&block, &e, &joined)
+        found = place(&block, e, &joined)
         if found == UNUSUAL:
             return NotImplemented
         if found == DUPLICATE:
             n_duplicates += 1
             continue
-        note_exposure(&n_began, crossovers, item, terms, &block, &e, joined)
-        write_block(&_blocks[at], &block, &e, joined)
+        crossovers = note_exposure(&n_began, crossovers, terms, &block, e, joined)
+        write_block(&_blocks[at], &block, e, joined)
         unit.n_blocks = max(unit.n_blocks, at + 1)
         n_accepted += 1
         unit.n_events += 1
         unit.due_ms = min(unit.due_ms, e.ms + terms.window_ms)
     for i in range(n_began):
         count_trial(by_stub, &_began[i])
-    for stub in crossovers:
-        increments_at(by_stub, stub).crossovers += 1
+    if crossovers is not None:
+        for stub in crossovers:
+            increments_at(by_stub, stub).crossovers += 1
     if n_duplicates:
         ledger.count("duplicate", n_duplicates)
     accepted[0] += n_accepted
@@ -1276,17 +1434,18 @@ def apply_exposures(dict groups, dict stored, object scope, object general):
     """See ``Kernel.apply_exposures``."""
     cdef int64_t evict_due_ms = scope.evict_due_ms, max_events = scope.limits.unit_max_events, accepted = 0
     cdef Py_ssize_t i
+    cdef Group group
     ledger = scope.ledger
     cdef dict by_stub = ledger.tally.by_stub
     units: dict = {}
     forget_sums()
     for i in range(TERMS):
         _terms[i].version = NULL
-    for key, items in groups.items():
+    for key, group in groups.items():
         raw = stored[key]
-        changed = apply_usual_exposures(raw, items, evict_due_ms, max_events, ledger, by_stub, &accepted)
+        changed = apply_usual_exposures(raw, group, evict_due_ms, max_events, ledger, by_stub, &accepted)
         if changed is NotImplemented:
-            changed = general(raw, items, scope)
+            changed = general(raw, items_of(group), scope)
         if changed is not None:
             units[key] = changed
     add_sums(by_stub)

@@ -10,7 +10,7 @@ Cost: some 5 us for an exposure in the usual case, its unit's decoding and encod
 the n events of the block in the others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from streams.join.attribution import (
     BoundExposure,
@@ -23,7 +23,7 @@ from streams.join.cells import HOUR_MS
 from streams.join.definitions import ExperimentPlan
 from streams.join.eviction import settle
 from streams.join.ledger import Scope
-from streams.join.reading import ExposureItem
+from streams.join.reading import ExposureItem, ExposureItems
 from streams.join.tally import Stub, Tally
 from streams.join.unit import (
     Block,
@@ -46,7 +46,7 @@ _HOT_EVENTS = 64
 
 
 def apply_all_exposures(
-    groups: Mapping[bytes, Sequence[ExposureItem]], stored: Mapping[bytes, bytes | None], scope: Scope
+    groups: Mapping[bytes, ExposureItems], stored: Mapping[bytes, bytes | None], scope: Scope
 ) -> dict[bytes, bytes | None]:
     """Give the new states of the units that exposures change."""
     if scope.kernel is not None:
@@ -55,7 +55,7 @@ def apply_all_exposures(
     return {key: changed for key, changed in units if changed is not None}
 
 
-def apply_exposures(raw: bytes | None, items: Sequence[ExposureItem], scope: Scope) -> bytes | None:
+def apply_exposures(raw: bytes | None, items: Iterable[ExposureItem], scope: Scope) -> bytes | None:
     """State of a unit after its exposures of one batch; None if it is as it was.
 
     Parameters

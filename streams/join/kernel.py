@@ -4,12 +4,12 @@ The kernel is optional. Without it, or with the setting ``compiled_kernel`` off,
 Python alone, some four times slower; nothing that is stored or published tells one from the other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from streams.join.ledger import Scope
-    from streams.join.reading import ConversionItem, ExposureItem, Reading, SourceRecord
+    from streams.join.reading import ConversionItem, ExposureItem, ExposureItems, Reading, SourceRecord
 
 try:
     from streams.join import _kernel as _compiled
@@ -30,12 +30,15 @@ class Kernel(Protocol):
 
     def apply_exposures(
         self,
-        groups: Mapping[bytes, Sequence["ExposureItem"]],
+        groups: Mapping[bytes, "ExposureItems"],
         stored: Mapping[bytes, bytes | None],
         scope: "Scope",
-        general: Callable[[bytes | None, Sequence["ExposureItem"], "Scope"], bytes | None],
+        general: Callable[[bytes | None, Iterable["ExposureItem"], "Scope"], bytes | None],
     ) -> States:
-        """Apply as ``exposures.apply_all_exposures``; units that are not usual go to ``general``."""
+        """Apply as ``exposures.apply_all_exposures``; units that are not usual go to ``general``.
+
+        ``groups`` are what :meth:`read_exposures` has made.
+        """
 
     def apply_conversions(
         self,

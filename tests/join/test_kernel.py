@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from functools import cache
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -235,6 +236,33 @@ def test_times_keys_and_headers_are_judged_alike(ms: int, append_ms: int) -> Non
         read_both_ways([changed, record(exposure(1, T + 1), 1)])
 
 
+@pytest.mark.parametrize("order", list(permutations(range(4))))
+def test_what_is_read_here_and_what_in_python_stays_in_order(order: tuple[int, ...]) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"timestamp": "2024-10-04T00:00:00.004Z", "arm_id": "b"},
+        {"allocation_version": 2**63},
+        {"exposure_id": "ü"},
+    ]
+    event = {"exposure_id": "x", "experiment_id": ONE, "unit_id": "u", "timestamp": T, "arm_id": "a"}
+    raws = [
+        json.dumps(event | {"exposure_id": f"x{n}", "timestamp": T + n} | changes[kind]).encode()
+        for n, kind in enumerate((*order, 0, 1))
+    ]
+    records = [SourceRecord(n, b"u", raw, T) for n, raw in enumerate(raws)]
+    read_both_ways(records)
+    found = []
+    for kernel in (None, KERNEL):
+        scope = scope_of(kernel)
+        reading = Reading(0, -1, scope.definitions, LIMITS, scope.ledger, kernel)
+        reading.read_exposures(records)
+        states = apply_all_exposures(reading.exposures, {b"u": None}, scope)
+        stubs = {stub: (n.trials, n.crossovers) for stub, n in scope.ledger.tally.by_stub.items()}
+        found.append((states, stubs, scope.ledger.n_accepted, scope.ledger.outcomes))
+    assert found[0] == found[1]
+    assert found[0][2] == 6
+
+
 @cache
 def busy_unit(seed: int) -> bytes:
     """State of a unit with several blocks, trials, touches, crossovers and conversions."""
@@ -266,7 +294,7 @@ def test_damaged_state_is_dealt_with_as_python_does(seed: int, data: st.DataObje
     outcomes: list[object] = []
     for kernel in (None, KERNEL):
         scope = scope_of(kernel)
-        reading = Reading(0, -1, scope.definitions, LIMITS, scope.ledger)
+        reading = Reading(0, -1, scope.definitions, LIMITS, scope.ledger, kernel)
         reading.read_exposures([record(exposure(99, T + 9 * HOUR), 0)])
         try:
             changed = apply_all_exposures(reading.exposures, {b"u": bytes(raw)}, scope)
