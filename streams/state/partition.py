@@ -9,8 +9,10 @@ Keys (raw bytes; the first byte is the kind)::
     b"v" + journal offset, 8 bytes  topic and verdicts of that record, until their dead letters are out
 
 Every journal record is one WriteBatch with the new head in it. RocksDB applies a WriteBatch whole or not at
-all, also after ``kill -9``; after a power failure it comes back with some earlier prefix of its batches. Both
-are prefixes of the journal, so the rest is replayed. Hence no fsync: the journal is the durable copy.
+all; after ``kill -9`` or a power failure it comes back with some earlier prefix of its batches, which is a
+prefix of the journal, so the rest is replayed. Hence no fsync and no write-ahead log: the journal is both.
+What is lost is at most what the memtables hold, and they are flushed when a sweep ends, because the journal
+before it is deleted then.
 
 One block cache is shared by all partitions (:class:`streams.state.store.StoreOptions`), and so are the bytes
 for the units that were changed last (:mod:`streams.state.unit_cache`).
@@ -315,6 +317,8 @@ class Partition:
         self.head, self._local = after, local
         if reason is None:
             self._remember(record, len(data))
+            if isinstance(record, SweepRecord) and record.last:
+                self._store.flush(wait=False)
         return Applied(accepted=reason is None, kind=_kind(record), reason=reason)
 
     def _remember(self, record: Record | None, n_bytes: int) -> None:
@@ -437,6 +441,7 @@ class Partition:
         batch = WriteBatch(raw_mode=True)
         batch[LOCAL_KEY] = msgspec.msgpack.encode(self._local)
         self._store.write(batch)
+        self._store.flush(wait=True)
         if self._on_reset is not None:
             self._on_reset(reason)
 

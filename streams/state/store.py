@@ -8,6 +8,9 @@ What it adds to rocksdict:
 - a mark of a clean end beside the folder; without it the next open reads everything once;
 - setting a folder aside under a new name, the newest few of which are kept.
 
+There is no write-ahead log: what matters can be had from elsewhere. A process that dies leaves what was
+flushed, which is some earlier prefix of its batches.
+
 Memory: ``block_cache_bytes`` and ``unit_cache_bytes`` for the process, ``write_buffer_bytes`` times up to
 three for each partition.
 """
@@ -21,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
-from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
 
 from streams.errors import BanditError
 from streams.state.errors import StoreCorrupt, StoreLocked, StoreUnavailable
@@ -43,7 +46,7 @@ class StoreOptions:
     block_cache_bytes
         For all partitions together. RocksDB's own habit is one cache a database.
     write_buffer_bytes
-        Size of one memtable of one partition; up to three exist at a time.
+        Size of one memtable of one partition; up to three exist at a time, and are lost with the process.
     set_aside_keep
         Folders set aside that are kept per partition; older ones are deleted.
     unit_cache_bytes
@@ -81,6 +84,13 @@ class StoreOptions:
         return options
 
 
+def _without_log() -> WriteOptions:
+    options = WriteOptions()
+    # A property, whatever rocksdict's stub says.
+    options.disable_wal = True  # type: ignore[method-assign,assignment]
+    return options
+
+
 class Store:
     """One database folder; closed until :meth:`open`."""
 
@@ -107,6 +117,7 @@ class Store:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = Rdict(str(self.path), self.options.rocksdb())
+            self._db.set_write_options(_without_log())
         except Exception as error:
             raise self._failure(error) from error
         clean = self._clean_mark.exists()
@@ -144,6 +155,13 @@ class Store:
         """Write a batch, whole or not at all."""
         try:
             self._opened().write(batch)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def flush(self, *, wait: bool) -> None:
+        """Write what is in memory to the disk: begin with it, or wait until it is there."""
+        try:
+            self._opened().flush(wait)
         except Exception as error:
             raise self._failure(error) from error
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from streams.state.journal import BatchRecord, Claim, Record, encode
-from streams.state.partition import Partition
+from streams.state.outcomes import Swept
+from streams.state.partition import Partition, StoreOptions
 from streams.state.recovery import recover
 from tests.state.conftest import Open
 from tests.state.doubles import (
@@ -41,7 +42,7 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def _child(folder: Path, point: str, batches: int) -> None:
+async def _child(folder: Path, point: str, batches: int, flushes: bool) -> None:
     """Claim, commit some batches, die in the next one."""
     source = Source()
     log = FileLog(folder / "journal")
@@ -50,6 +51,8 @@ async def _child(folder: Path, point: str, batches: int) -> None:
     await take(owner, source)
     for i in range(batches):
         await commit_next(owner, source, TOPICS[i % 2], 5)
+    if flushes:
+        partition._store.flush(wait=True)
     if point == "before_produce":
         log.before_append = _die
     elif point == "after_produce":  # in the journal, the acknowledgement not yet here
@@ -77,12 +80,13 @@ def _spawn(*args: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.parametrize("flushes", [False, True])
 @pytest.mark.parametrize("batches", [0, 3])
 @pytest.mark.parametrize("point", POINTS)
 async def test_killed_at_a_point_of_a_batch(
-    tmp_path: Path, open_partition: Open, point: str, batches: int
+    tmp_path: Path, open_partition: Open, point: str, batches: int, flushes: bool
 ) -> None:
-    with _spawn("point", str(tmp_path), point, str(batches)) as child:
+    with _spawn("point", str(tmp_path), point, str(batches), "flush" if flushes else "") as child:
         assert await asyncio.to_thread(child.wait, 60) == -signal.SIGKILL
     source = Source()
     log = FileLog(tmp_path / "journal")
@@ -90,7 +94,7 @@ async def test_killed_at_a_point_of_a_batch(
     partition = open_partition()
     records = 3 + batches + happened  # a claim, two first positions
     assert len(log.records) == records
-    assert partition.head.journal_offset == (records if point == "after_write" else 3 + batches)
+    assert partition.head.journal_offset == (3 + batches if flushes else 0)
     owner = make_owner(partition, log, name="next")
     await take(owner, source, generation=2)
     assert sum(partition.head.positions.values()) == 5 * (batches + happened)
@@ -133,7 +137,8 @@ def _big_log(path: Path, n_units: int, value_bytes: int) -> None:
 
 def _apply_all(folder: Path) -> None:
     log = FileLog(folder / "journal")
-    partition = Partition.open(folder / "p", name="journal[0]")
+    options = StoreOptions(write_buffer_bytes=2**20)  # less than a batch
+    partition = Partition.open(folder / "p", name="journal[0]", options=options)
     sys.stdout.write("writing\n")
     sys.stdout.flush()
     for offset in range(partition.head.journal_offset, len(log.records)):
@@ -155,7 +160,7 @@ def _assert_prefix(partition: Partition, n_units: int, value_bytes: int) -> int:
     return last
 
 
-async def test_killed_in_the_rocksdb_write(tmp_path: Path, open_partition: Open) -> None:
+async def test_killed_while_rocksdb_writes(tmp_path: Path, open_partition: Open) -> None:
     """SIGKILL at many moments of a stream of large writes: each batch is there whole or not at all."""
     n_units, value_bytes = 4_000, 600
     _big_log(tmp_path / "journal", n_units, value_bytes)
@@ -179,32 +184,61 @@ async def test_killed_in_the_rocksdb_write(tmp_path: Path, open_partition: Open)
     assert len(found) > 1, f"all kills met the same moment: {found}"
 
 
-async def test_a_write_cut_at_any_byte_leaves_a_prefix(tmp_path: Path, open_partition: Open) -> None:
-    """What a dying kernel or machine may leave of RocksDB's log: any length of it."""
+async def test_what_stands_on_the_disk_is_a_prefix_at_every_moment(
+    tmp_path: Path, open_partition: Open
+) -> None:
+    """Copies of the folder, made between batches, are what a machine that stops then would leave."""
     source, log = Source(), MemoryLog()
     owner = make_owner(open_partition("whole"), log)
     await take(owner, source)
-    await run_to_end(owner, source)
-    wal = max((tmp_path / "whole").glob("*.log"), key=lambda file: file.stat().st_size)
-    size = wal.stat().st_size
-    found: set[int] = set()
-    for cut in {*range(0, size, max(1, size // 40)), size - 1, size}:
-        target = tmp_path / f"cut-{cut}"
-        shutil.copytree(tmp_path / "whole", target)
-        with (target / wal.name).open("r+b") as file:
-            file.truncate(cut)
-        partition = open_partition(target.name)
+    flushed: list[int] = [0]
+    for i in range(10):
+        await commit_next(owner, source, TOPICS[i % 2], 5)
+        if i % 3 == 1:
+            owner.partition._store.flush(wait=True)
+        flushed.append(owner.partition.head.journal_offset if i % 3 == 1 else flushed[-1])
+        shutil.copytree(tmp_path / "whole", tmp_path / f"copy-{i}")
+    for i, head in enumerate(flushed[1:]):
+        partition = open_partition(f"copy-{i}")
+        assert partition.head.journal_offset == head
         check(partition, source)
-        found.add(partition.head.journal_offset)
         assert await partition.compare(log) is None
         await recover(partition, log)
         assert content(partition) == content(owner.partition)
         partition.close()
-    assert len(found) > 5
+
+
+def _in_memory(partition: Partition) -> int:
+    """Entries that are on no disk yet."""
+    db = partition._store._opened()
+    names = ("num-entries-active-mem-table", "num-entries-imm-mem-tables", "num-immutable-mem-table")
+    return sum(db.property_int_value(f"rocksdb.{name}") or 0 for name in names)
+
+
+async def test_a_sweep_that_ends_leaves_nothing_in_memory_alone(tmp_path: Path, open_partition: Open) -> None:
+    """The journal before a complete sweep is deleted: a copy older than that would have to be rebuilt."""
+    source, log = Source(), MemoryLog()
+    owner = make_owner(open_partition("whole"), log)
+    await take(owner, source)
+    for i in range(6):
+        await commit_next(owner, source, TOPICS[i % 2], 5)
+    swept = await owner.sweep_step(max_bytes=2**20)
+    assert isinstance(swept, Swept)
+    assert swept.completed
+    assert log.start > 0
+    deadline = time.monotonic() + 30
+    while _in_memory(owner.partition):
+        assert time.monotonic() < deadline, "what the sweep found is still in memory alone"
+    shutil.copytree(tmp_path / "whole", tmp_path / "copy")
+    partition = open_partition("copy")
+    assert partition.head.journal_offset >= log.start
+    assert await partition.compare(log) is None
+    await recover(partition, log)
+    assert content(partition) == content(owner.partition)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "point":
-        asyncio.run(_child(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])))
+        asyncio.run(_child(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), bool(sys.argv[5])))
     else:
         _apply_all(Path(sys.argv[2]))

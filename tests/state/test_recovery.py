@@ -240,11 +240,17 @@ def _fill(folder: Path) -> None:
     """Apply a journal under a limit on file sizes: the kernel refuses as it does on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     log = FileLog(folder / "journal")
-    partition = Partition.open(folder / "p", name="journal[0]")
+    half = len(log.records) // 2
+    options = StoreOptions(write_buffer_bytes=2**16)
+    partition = Partition.open(folder / "p", name="journal[0]", options=options)
+    for offset in range(half):
+        partition.apply(offset, log.records[offset])
+    partition.close()
+    partition = Partition.open(folder / "p", name="journal[0]", options=options)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
     try:
-        for offset, data in enumerate(log.records):
-            partition.apply(offset, data)
+        for offset in range(half, len(log.records)):
+            partition.apply(offset, log.records[offset])
     except StoreUnavailable:
         sys.exit(75 if partition.head.journal_offset < len(log.records) else 1)
     except StoreCorrupt:
@@ -254,7 +260,7 @@ def _fill(folder: Path) -> None:
 async def test_a_disk_that_takes_no_more_is_not_taken_for_damage(
     tmp_path: Path, open_partition: Open
 ) -> None:
-    source, log = Source(), FileLog(tmp_path / "journal")
+    source, log = Source(n=1_000, units=400), FileLog(tmp_path / "journal")
     owner = make_owner(open_partition("owner"), log)
     await take(owner, source)
     await run_to_end(owner, source)
@@ -266,7 +272,7 @@ async def test_a_disk_that_takes_no_more_is_not_taken_for_damage(
     )
     assert child.returncode == 75
     partition = open_partition()  # the disk has room again
-    assert 0 < partition.head.journal_offset < len(log.records)
+    assert len(log.records) // 2 <= partition.head.journal_offset < len(log.records)
     check(partition, source)
     await recover(partition, log)
     assert content(partition) == content(owner.partition)
