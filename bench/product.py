@@ -23,7 +23,7 @@ from streams.config import Settings, TopicName
 from streams.counts import CountsRecord, decode_counts, decode_key
 from streams.experiments.definition import Arm, Counting, ExperimentRecord, Reward, encode_record
 from streams.partitioning import partition_of
-from streams.state.journal import BatchRecord, Claim, decode
+from streams.state.journal import BatchRecord, Claim, decode, unpack
 from streams.topics import create_topics, topic_specs
 
 
@@ -181,7 +181,7 @@ async def _first_claim_ms(settings: Settings) -> int:
     found: list[int] = []
     while not found:
         steps = read_all(settings, "journal", settings.partitions)
-        found = [int(each.timestamp) async for each in steps if isinstance(decode(each.value), Claim)]
+        found = [int(each.timestamp) async for each in steps if isinstance(decode(unpack(each.value)), Claim)]
     return min(found)
 
 
@@ -189,7 +189,7 @@ async def _last_batch_ms(settings: Settings) -> int:
     """Time of the last batch with events."""
     found = 0
     async for record in read_all(settings, "journal", settings.partitions):
-        step = decode(record.value)
+        step = decode(unpack(record.value))
         if isinstance(step, BatchRecord) and step.flag == "normal":
             found = max(found, int(record.timestamp))
     return found

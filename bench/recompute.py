@@ -46,7 +46,7 @@ from streams.edge import EdgeClient
 from streams.embedded import EmbeddedKafka
 from streams.experiments.definition import ExperimentRecord, Policy
 from streams.partitioning import partition_of
-from streams.state.journal import BatchRecord, decode
+from streams.state.journal import BatchRecord, decode, unpack
 
 DAY_MS = 24 * HOUR_MS
 POLL_S = 0.2
@@ -127,7 +127,7 @@ async def batches(settings: Settings) -> list[tuple[int, int]]:
     """Time and number of events of every batch in the journal, ascending."""
     found = []
     async for record in read_all(settings, "journal", settings.partitions):
-        step = decode(record.value)
+        step = decode(unpack(record.value))
         if isinstance(step, BatchRecord) and step.flag == "normal":
             found.append((int(record.timestamp), step.next - step.start))
     return sorted(found)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from streams.config import Settings
 from streams.log_reader import LogReader, Record, Span
-from streams.state.journal import SOURCE_TOPICS, BatchRecord, Claim, SweepRecord, decode
+from streams.state.journal import SOURCE_TOPICS, BatchRecord, Claim, SweepRecord, decode, unpack
 
 __all__ = ["Progress", "read_progress"]
 
@@ -52,9 +52,8 @@ class _Fold:
 
     def add(self, record: Record) -> None:
         """Take a record into account, if it counts."""
-        entry = decode(
-            record.value or b"", where=f"{record.topic}[{record.partition}] offset {record.offset}"
-        )
+        where = f"{record.topic}[{record.partition}] offset {record.offset}"
+        entry = decode(unpack(record.value), where=where)
         if isinstance(entry, Claim):
             self.claim, self.owner = record.offset, entry.owner
         elif entry is None or entry.claim < self.claim:

@@ -22,7 +22,7 @@ from streams.join.ledger import Limits, Verdict
 from streams.join.step import END_MS
 from streams.log_reader import LogReader
 from streams.oracle import EventRow, check_verdicts, compute_cells, read_row
-from streams.state.journal import BatchRecord, Head, decode
+from streams.state.journal import BatchRecord, Head, decode, unpack
 from streams.state.replay import ignored_because, next_head
 
 __all__ = [
@@ -73,7 +73,7 @@ async def read_journal(settings: Settings, reader: LogReader) -> Journalled:
     verdicts: dict[tuple[str, int, int], Verdict] = {}
     heads = dict.fromkeys(range(settings.partitions), Head())
     async for entry in reader.read(settings.topic("journal")):
-        data = entry.value or b""
+        data = unpack(entry.value)
         head = heads[entry.partition]
         record = decode(data, where=f"{entry.topic}/{entry.partition} offset {entry.offset}")
         is_accepted = ignored_because(head, entry.offset, record) is None

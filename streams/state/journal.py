@@ -17,6 +17,10 @@ field is never renamed and never changes its type. A reader ignores fields that 
 of its own version or an older one, and refuses a record of a newer one, because ignoring it would make its
 state differ from that of newer readers. Bytes that are no record at all are ignored by everyone.
 
+Records travel and are kept **packed**: as a map of kind ``zstd`` with the version 2, which holds the record's
+bytes. So a reader that knows no packed records refuses them, and records that were written before them are
+read as they are. Sizes and hashes are those of a record that is not packed.
+
 Cost: O(bytes); one encode and one decode per record, no per-entry work in Python.
 """
 
@@ -24,6 +28,7 @@ from collections.abc import AsyncGenerator
 from hashlib import sha256
 from typing import Literal, Protocol
 
+import cramjam
 import msgspec
 from msgspec import Struct
 
@@ -31,6 +36,9 @@ from streams.join.step import Verdict
 from streams.state.errors import JournalVersionError
 
 VERSION = 1
+PACKED_VERSION = 2
+PACKING_LEVEL = 1
+"""Of zstd: takes 2.0 us for the 600 bytes of a large event, where level 3 takes 2.6 and packs no better."""
 SOURCE_TOPICS = ("exposures", "conversions")
 NO_POSITION = -1
 """``start`` of the ``skip`` that records the first position of a topic."""
@@ -193,16 +201,42 @@ class _Envelope(Struct):
     v: int
 
 
+class _Packed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="zstd"):
+    v: int = PACKED_VERSION
+    data: bytes
+
+
 _encoder = msgspec.msgpack.Encoder()
 _sorted_encoder = msgspec.msgpack.Encoder(order="sorted")
 _decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 _envelope_decoder = msgspec.msgpack.Decoder(_Envelope)
+_packed_decoder = msgspec.msgpack.Decoder(_Packed)
 _head_decoder = msgspec.msgpack.Decoder(Head)
 
 
 def encode(record: Record) -> bytes:
-    """Bytes of a record as they stand in the journal."""
+    """Bytes of a record; :func:`pack` makes of them what stands in the topic."""
     return _encoder.encode(record)
+
+
+def pack(data: bytes) -> bytes:
+    """Value of the Kafka record for a journal record's bytes."""
+    return _encoder.encode(_Packed(data=bytes(cramjam.zstd.compress(data, level=PACKING_LEVEL))))
+
+
+def unpack(value: bytes | None) -> bytes:
+    """Bytes of the journal record in a Kafka record's value; what was never packed is given back as it is."""
+    if not value:
+        return b""
+    try:
+        packed = _packed_decoder.decode(value)
+        if packed.v == PACKED_VERSION:
+            return bytes(cramjam.zstd.decompress(packed.data))
+    except msgspec.MsgspecError:  # a record from before there were packed ones, or none at all
+        pass
+    except cramjam.DecompressionError:
+        return b""  # no record, for everyone; the value would be taken for one of a newer program
+    return value
 
 
 def decode(data: bytes, *, where: str = "journal") -> Record | None:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from streams.errors import BanditError
 from streams.experiments.definition import ExperimentRecord
-from streams.state.journal import SweepRecord, decode
+from streams.state.journal import SweepRecord, decode, unpack
 from streams.topics import admin_client, create_topics
 from tests.chaos.schedule import Fault
 from tests.chaos.shop import HOUR_S
@@ -68,7 +68,7 @@ def swept_bytes(segment: Path) -> int:
         size = 12 + int.from_bytes(data[at + 8 : at + 12], "big")
         batch = MemoryRecords(data[at : at + size]).next_batch()
         at += size
-        steps = [] if batch is None else [decode(record.value) for record in batch]
+        steps = [] if batch is None else [decode(unpack(record.value)) for record in batch]
         if any(isinstance(step, SweepRecord) and step.last for step in steps):
             found = at
     return found

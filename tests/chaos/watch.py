@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 
 from streams.config import Settings
 from streams.join.step import Verdict
-from streams.state.journal import NO_POSITION, BatchRecord, Claim, Head, SweepRecord, decode
+from streams.state.journal import NO_POSITION, BatchRecord, Claim, Head, SweepRecord, decode, unpack
 from streams.state.replay import ignored_because, next_head
 
 SOURCES = ("exposures", "conversions")
@@ -153,7 +153,7 @@ class JournalWatch(Follower):
 
     def take(self, tp: TopicPartition, record: Any) -> None:
         """Apply a record to what is known."""
-        number, offset, data = tp.partition, int(record.offset), record.value or b""
+        number, offset, data = tp.partition, int(record.offset), unpack(record.value)
         entry = decode(data, where=f"journal[{number}] offset {offset}")
         if number in self._beginning or offset != self.heads[number].journal_offset:
             self._start(number, offset, entry)

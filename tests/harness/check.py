@@ -19,7 +19,7 @@ from streams.join.cells import Cell, CellKey
 from streams.join.step import Limits, Verdict
 from streams.log_reader import LogReader
 from streams.oracle import EventRow, check_verdicts, compute_cells, read_row
-from streams.state.journal import BatchRecord, Head, decode
+from streams.state.journal import BatchRecord, Head, decode, unpack
 from streams.state.replay import ignored_because, next_head
 from tests.harness.workers import until
 
@@ -67,7 +67,7 @@ class JournalWatch:
         while True:
             for tp, records in (await self._consumer.getmany(timeout_ms=200)).items():
                 for record in records:
-                    self._take(tp.partition, record.offset, record.value or b"")
+                    self._take(tp.partition, record.offset, unpack(record.value))
 
     def _take(self, number: int, offset: int, data: bytes) -> None:
         head = self.heads[number]

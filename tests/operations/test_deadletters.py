@@ -24,7 +24,7 @@ from streams.log_reader import LogReader
 from streams.metrics import DEAD_LETTER_REASONS
 from streams.partitioning import partition_of
 from streams.replay import Fate, Replay, event_time_ms, unit_key
-from streams.state.journal import BatchRecord, Claim, encode
+from streams.state.journal import BatchRecord, Claim, encode, pack
 from streams.topics import DEAD_LETTER_MAX_BYTES
 
 NOW_MS = 1_700_000_000_000
@@ -200,12 +200,12 @@ async def write_maximum(settings: Settings, producer: Any, topic: str, maximum_m
     """Journal a claim and a batch in every partition, so that the running maximum is known."""
     for partition in range(settings.partitions):
         claim = Claim(owner="w", generation=1, written_at_ms=NOW_MS, journal_id=NOW_MS)
-        at = await producer.send_and_wait(settings.topic("journal"), encode(claim), partition=partition)
+        at = await producer.send_and_wait(settings.topic("journal"), pack(encode(claim)), partition=partition)
         batch = BatchRecord(
             journal_id=NOW_MS, claim=at.offset, seq=1, flag="normal", topic=topic, start=0, next=1,
             maxima={topic: maximum_ms}, pending=0, dead_letters_through=0,
         )  # fmt: skip
-        await producer.send_and_wait(settings.topic("journal"), encode(batch), partition=partition)
+        await producer.send_and_wait(settings.topic("journal"), pack(encode(batch)), partition=partition)
 
 
 async def replay(settings: Settings, wanted: Filter | None = None, *, again: bool = False) -> dict[Fate, int]:

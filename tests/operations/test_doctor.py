@@ -29,7 +29,7 @@ from streams.join.step import REROUTED_HEADER
 from streams.log_reader import LogReader
 from streams.metrics import DEAD_LETTER_REASONS
 from streams.partitioning import partition_of
-from streams.state.journal import BatchRecord, Claim, Head, SweepRecord, encode
+from streams.state.journal import BatchRecord, Claim, Head, SweepRecord, encode, pack
 from streams.topics import create_topics
 
 pytestmark = pytest.mark.integration
@@ -68,13 +68,13 @@ async def put_journal(
 ) -> None:
     topic = settings.topic("journal")
     claim = Claim(owner="worker-a", generation=1, written_at_ms=at_ms, journal_id=at_ms)
-    at = await producer.send_and_wait(topic, encode(claim), partition=partition, timestamp_ms=at_ms)
+    at = await producer.send_and_wait(topic, pack(encode(claim)), partition=partition, timestamp_ms=at_ms)
     for seq, (source, position) in enumerate({"exposures": exposures, "conversions": 0}.items(), 1):
         batch = BatchRecord(
             journal_id=at_ms, claim=at.offset, seq=seq, flag="normal", topic=source, start=0, next=position,
             maxima={source: at_ms}, pending=0, dead_letters_through=0,
         )  # fmt: skip
-        await producer.send_and_wait(topic, encode(batch), partition=partition, timestamp_ms=at_ms)
+        await producer.send_and_wait(topic, pack(encode(batch)), partition=partition, timestamp_ms=at_ms)
 
 
 def experiment(experiment_id: str, status: Any = "live") -> ExperimentRecord:
@@ -268,12 +268,12 @@ async def test_a_fenced_owners_late_write_does_not_move_the_position(
     await put_journal(settings, producer, partition, exposures=1, at_ms=at_ms)
     topic = settings.topic("journal")
     claim = Claim(owner="worker-b", generation=2, written_at_ms=at_ms)
-    await producer.send_and_wait(topic, encode(claim), partition=partition, timestamp_ms=at_ms)
+    await producer.send_and_wait(topic, pack(encode(claim)), partition=partition, timestamp_ms=at_ms)
     late = BatchRecord(
         journal_id=at_ms, claim=0, seq=3, flag="normal", topic="exposures", start=1, next=3,
         pending=0, dead_letters_through=0,
     )  # fmt: skip
-    await producer.send_and_wait(topic, encode(late), partition=partition, timestamp_ms=at_ms)
+    await producer.send_and_wait(topic, pack(encode(late)), partition=partition, timestamp_ms=at_ms)
     await producer.send_and_wait(topic, b"somebody else's bytes", partition=partition, timestamp_ms=at_ms)
     assert "2 records still to count" in (await only(settings, "counting")).what
 
@@ -290,7 +290,7 @@ async def test_a_topic_quiet_for_long_is_found_further_back_in_the_journal(
             journal_id=at_ms, claim=0, seq=seq, flag="normal", topic="conversions", start=0, next=0,
             pending=0, dead_letters_through=0,
         )  # fmt: skip
-        await producer.send_and_wait(settings.topic("journal"), encode(batch), partition=partition)
+        await producer.send_and_wait(settings.topic("journal"), pack(encode(batch)), partition=partition)
     assert "0 records still to count" in (await only(settings, "counting")).what
 
 
@@ -299,14 +299,14 @@ async def test_a_sweep_says_where_a_partition_stands(settings: Settings, produce
     partition, at_ms = partition_of(b"u1", 4), now_ms()
     topic = settings.topic("journal")
     claim = Claim(owner="worker-a", generation=1, written_at_ms=at_ms, journal_id=at_ms)
-    at = await producer.send_and_wait(topic, encode(claim), partition=partition)
+    at = await producer.send_and_wait(topic, pack(encode(claim)), partition=partition)
     head = Head(owner="worker-a", positions={"exposures": 1, "conversions": 0}, maxima={"exposures": at_ms})
     for seq, cursor in enumerate((b"", b"m"), 1):
         sweep = SweepRecord(
             journal_id=at_ms, claim=at.offset, seq=seq, head=head if seq == 1 else None, last=seq == 2,
             from_key=cursor, to_key=b"m", pending=0, dead_letters_through=0, written_at_ms=at_ms,
         )  # fmt: skip
-        await producer.send_and_wait(topic, encode(sweep), partition=partition)
+        await producer.send_and_wait(topic, pack(encode(sweep)), partition=partition)
     finding = await only(settings, "counting")  # 0 records wait: the position is that of the sweep's head
     assert (finding.level, finding.where) == (Level.WARN, f"partition {partition}")
     assert finding.what.startswith("conversions has no record yet")
