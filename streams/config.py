@@ -98,7 +98,10 @@ class RocksDBSettings(BaseModel):
         default=256 * MIB, ge=MIB, description="Block cache, one for all partition databases of the process."
     )
     write_buffer_bytes: int = Field(
-        default=32 * MIB, ge=MIB, description="Write buffer of each partition database."
+        default=32 * MIB,
+        ge=MIB,
+        description="Write buffer of each partition database; a worker that was killed reads up to three of "
+        "them from the journal again.",
     )
 
 

@@ -230,13 +230,14 @@ def unpack(value: bytes | None) -> bytes:
         return b""
     try:
         packed = _packed_decoder.decode(value)
-        if packed.v == PACKED_VERSION:
-            return bytes(cramjam.zstd.decompress(packed.data))
-    except msgspec.MsgspecError:  # a record from before there were packed ones, or none at all
-        pass
+    except msgspec.MsgspecError:
+        return value
+    if packed.v != PACKED_VERSION:
+        return value
+    try:
+        return bytes(cramjam.zstd.decompress(packed.data))
     except cramjam.DecompressionError:
         return b""  # no record, for everyone; the value would be taken for one of a newer program
-    return value
 
 
 def decode(data: bytes, *, where: str = "journal") -> Record | None:

@@ -86,8 +86,7 @@ class StoreOptions:
 
 def _without_log() -> WriteOptions:
     options = WriteOptions()
-    # A property, whatever rocksdict's stub says.
-    options.disable_wal = True  # type: ignore[method-assign,assignment]
+    options.disable_wal = True  # type: ignore[method-assign,assignment]  # a property; the stub is wrong
     return options
 
 
