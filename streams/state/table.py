@@ -30,6 +30,7 @@ from faust.types import TP
 
 from streams.errors import BanditError, Stop
 from streams.state.errors import JournalGap, StoreCorrupt
+from streams.state.journal import unpack
 from streams.state.kafka_journal import KafkaJournal
 from streams.state.partition import Partition
 from streams.state.recovery import recover
@@ -192,7 +193,7 @@ class _JournalStore(Store[Any, Any]):
         for event in batch:
             message = event.message
             if message.value is not None:
-                self._table.shards.apply(message.partition, message.offset, message.value)
+                self._table.shards.apply(message.partition, message.offset, unpack(message.value))
 
     async def on_rebalance(
         self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
