@@ -143,7 +143,9 @@ async def write_journal(
 
 def raw_writes(path: Path, entries: Sequence[dict[bytes, bytes]]) -> float:
     """CPU seconds of bare WriteBatches."""
-    database = Rdict(str(path), StoreOptions().rocksdb())
+    options = StoreOptions()
+    database = Rdict(str(path), options.rocksdb())
+    database.set_write_options(options.writes())
     began = time.process_time()
     for chunk in entries:
         batch = WriteBatch(raw_mode=True)

@@ -83,11 +83,11 @@ class StoreOptions:
         options.set_keep_log_file_num(2)
         return options
 
-
-def _without_log() -> WriteOptions:
-    options = WriteOptions()
-    options.disable_wal = True  # type: ignore[method-assign,assignment]  # a property; the stub is wrong
-    return options
+    def writes(self) -> WriteOptions:
+        """Options for every write: without a write-ahead log."""
+        options = WriteOptions()
+        options.disable_wal = True  # type: ignore[method-assign,assignment]  # a property; the stub is wrong
+        return options
 
 
 class Store:
@@ -116,7 +116,7 @@ class Store:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = Rdict(str(self.path), self.options.rocksdb())
-            self._db.set_write_options(_without_log())
+            self._db.set_write_options(self.options.writes())
         except Exception as error:
             raise self._failure(error) from error
         clean = self._clean_mark.exists()
