@@ -24,7 +24,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
-from rocksdict import Rdict, WriteBatch
+from rocksdict import WriteBatch
 
 from bench import join_step
 from streams.join.step import Batch, SourceRecord, StepResult
@@ -143,9 +143,7 @@ async def write_journal(
 
 def raw_writes(path: Path, entries: Sequence[dict[bytes, bytes]]) -> float:
     """CPU seconds of bare WriteBatches."""
-    options = StoreOptions()
-    database = Rdict(str(path), options.rocksdb())
-    database.set_write_options(options.writes())
+    database = StoreOptions().connect(path)
     began = time.process_time()
     for chunk in entries:
         batch = WriteBatch(raw_mode=True)

@@ -1346,10 +1346,12 @@ cdef list note_exposure(
         else:
             first = &_trials[0]
             first_ms, first_version, first_arm = first.first_ms, first.version, first.arm
-        if not same(first_arm, e.arm_text):
-            if e.ms - first_ms < <int64_t>(<object>e.plan).by_number[first_version].window_ms:
-                crossovers = crossovers or []
-                crossovers.append(stub_of_first(<object>terms.experiment_id, block))
+        if (
+            not same(first_arm, e.arm_text)
+            and e.ms - first_ms < <int64_t>(<object>e.plan).by_number[first_version].window_ms
+        ):
+            crossovers = crossovers or []
+            crossovers.append(stub_of_first(<object>terms.experiment_id, block))
     elif not block.is_closed:
         began.is_reporting = True
         _began[n_began[0]] = began

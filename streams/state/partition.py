@@ -289,7 +289,7 @@ class Partition:
         JournalVersionError
             If a newer version of this program wrote the record.
         StoreCorrupt, StoreUnavailable
-            From the database; nothing of the record is in it then.
+            From the database; nothing of the record is in it then, or all of it.
         """
         if offset < self.head.journal_offset:
             return Applied(accepted=False, kind="foreign", reason="already_applied")

@@ -68,8 +68,15 @@ class StoreOptions:
         self.cache = Cache(block_cache_bytes)
         self.unit_cache = CacheBudget(unit_cache_bytes)
 
-    def rocksdb(self) -> Options:
-        """Options for one database."""
+    def connect(self, path: Path) -> Rdict:
+        """Open or create the database in a folder, without a write-ahead log; RocksDB's own errors."""
+        database = Rdict(str(path), self._rocksdb())
+        writes = WriteOptions()
+        writes.disable_wal = True  # type: ignore[method-assign,assignment]  # a property; the stub is wrong
+        database.set_write_options(writes)
+        return database
+
+    def _rocksdb(self) -> Options:
         table = BlockBasedOptions()
         table.set_block_cache(self.cache)
         table.set_bloom_filter(10, block_based=False)
@@ -81,12 +88,6 @@ class StoreOptions:
         options.set_max_write_buffer_number(3)
         options.set_compression_type(DBCompressionType.lz4())
         options.set_keep_log_file_num(2)
-        return options
-
-    def writes(self) -> WriteOptions:
-        """Options for every write: without a write-ahead log."""
-        options = WriteOptions()
-        options.disable_wal = True  # type: ignore[method-assign,assignment]  # a property; the stub is wrong
         return options
 
 
@@ -115,8 +116,7 @@ class Store:
         existed = (self.path / "CURRENT").exists()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = Rdict(str(self.path), self.options.rocksdb())
-            self._db.set_write_options(self.options.writes())
+            self._db = self.options.connect(self.path)
         except Exception as error:
             raise self._failure(error) from error
         clean = self._clean_mark.exists()
@@ -130,7 +130,7 @@ class Store:
         if self._db is None:
             return
         try:
-            self._db.flush()
+            self.flush(wait=True)
             self._db.close()
         except Exception as error:
             raise self._failure(error) from error
